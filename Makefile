@@ -1,0 +1,70 @@
+# The verbs for people and for CI. Every one makes what it needs; none needs root.
+SHELL := /bin/sh
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+SOURCES := $(wildcard runtime/_ext/*.pyx runtime/_ext/*.pxd) setup.py pyproject.toml
+
+.PHONY: demo build test lint typecheck bench annotate wheel docs clean view
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/activity/demo.py $(if $(KEEP),--keep)
+
+build: $(VENV)/.dev
+
+test: $(VENV)/.dev
+	$(BIN)/pytest -m "not long" $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/cython-lint runtime/_ext
+	$(BIN)/python scripts/check_version.py
+
+typecheck: $(VENV)/.dev view
+	$(BIN)/mypy -p tinylcm -p tinysphere -p firmware_bridge
+	$(BIN)/mypy examples/activity benchmarks scripts
+
+bench: $(VENV)/.dev
+	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc -q $(ARGS)
+
+annotate: $(VENV)/.dev
+	TINYMLOPS_ANNOTATE=1 $(BIN)/python setup.py -q build_ext --force --build-lib build/annotate
+	@echo "open build/cython/runtime/_ext/*.html"
+
+wheel: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist   # the wheel is built from the sdist
+	@ls -l dist
+
+docs: $(VENV)/.dev
+	$(BIN)/python scripts/make_docs.py
+	$(BIN)/pytest -q tests/test_docs.py
+
+# mypy and the tests of layering look at the folders under their import names.
+view:
+	@mkdir -p build/view
+	@ln -sfn ../../runtime build/view/tinylcm
+	@ln -sfn ../../server build/view/tinysphere
+	@ln -sfn ../../firmware_bridge build/view/firmware_bridge
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "needs $(PYTHON): apt-get install python3 python3-venv python3-dev gcc"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "needs Python 3.11 or newer, found $$($(PYTHON) --version); set PYTHON=..."; exit 1; }
+	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "needs a C compiler: apt-get install gcc libc6-dev"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "could not make a virtual environment: apt-get install python3-venv python3-dev"; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.demo: $(BIN)/python $(SOURCES)
+	@echo "building TinyMLOps into $(VENV) ..."
+	$(PIP) install -e ".[onnx,server]"
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python $(SOURCES)
+	@echo "building TinyMLOps and what its tests need into $(VENV) ..."
+	$(PIP) install -e ".[test,dev]"
+	@touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf build dist *.egg-info $(VENV)

@@ -1,0 +1,105 @@
+"""The journal's grouped appends beside SQLite (WAL, synchronous=FULL) on the same disk in the same run.
+
+Both make the same records of about 200 bytes durable in groups of 100; SQLite gets the bare packed payload, the journal
+also checks it, gives ids and resolves a future a record. `extra_info` has the ratio of the rates, and the bytes
+that each sends to the disk in a record's whole life (stored, read, acknowledged, deleted) as the kernel counts them:
+on a flash card that is the figure that counts.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgpack
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+from tinylcm.clock import SystemClock
+from tinylcm.journal import Journal, JournalLimits
+
+RECORDS = 5000
+GROUP = 100
+PAYLOAD = {**{f"channel_{n}": 1.37 * n for n in range(8)}, "text": "x" * 40}
+LIMITS = JournalLimits(pending_records_max=2 * RECORDS, commit_interval_s=60.0)
+
+
+def fill_journal(folder: Path, group: int = GROUP) -> None:
+    with Journal.open(folder, LIMITS, SystemClock()) as journal:
+        for start in range(0, RECORDS, group):
+            for _ in range(start, start + group):
+                journal.append("details", "summary", PAYLOAD)
+            journal.flush()
+
+
+def fill_sqlite(path: Path) -> None:
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("pragma journal_mode=wal")
+    database.execute("pragma synchronous=full")
+    database.execute("create table record (seq integer primary key, body blob)")
+    for _ in range(0, RECORDS, GROUP):
+        database.execute("begin")
+        for _ in range(GROUP):
+            database.execute("insert into record (body) values (?)", (msgpack.packb(PAYLOAD),))
+        database.execute("commit")
+    database.close()
+
+
+def drain_journal(folder: Path) -> None:
+    with Journal.open(folder, LIMITS, SystemClock()) as journal:
+        while records := journal.read("details", GROUP, 1 << 20):
+            journal.acknowledge("details", records[-1].epoch, records[-1].seq)
+            journal.flush()
+
+
+def drain_sqlite(path: Path) -> None:
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("pragma synchronous=full")
+    while rows := database.execute("select seq, body from record order by seq limit ?", (GROUP,)).fetchall():
+        database.execute("delete from record where seq <= ?", (rows[-1][0],))
+    database.close()
+
+
+def disk_bytes() -> int:
+    """Bytes that this process has caused to be sent to block devices."""
+    lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(lines["write_bytes"])
+
+
+def life_bytes(fill: Callable[[Path], None], drain: Callable[[Path], None], path: Path) -> float:
+    before = disk_bytes()
+    fill(path)
+    drain(path)
+    return round((disk_bytes() - before) / RECORDS, 1)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.benchmark(group="journal")
+def test_grouped_append(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    rounds = iter(range(1000))
+    benchmark.pedantic(lambda: fill_journal(tmp_path / f"j{next(rounds)}"), rounds=5, warmup_rounds=1)
+    peer_s = []
+    for number in range(5):
+        start_s = time.perf_counter()
+        fill_sqlite(tmp_path / f"{number}.db")
+        peer_s.append(time.perf_counter() - start_s)
+    start_s = time.perf_counter()
+    fill_journal(tmp_path / "whole", group=RECORDS)
+    whole_s = time.perf_counter() - start_s
+    own_s, payload_bytes = benchmark.stats.stats.median, RECORDS * len(msgpack.packb(PAYLOAD))
+    benchmark.extra_info.update(
+        journal_records_per_s=round(RECORDS / own_s),
+        journal_one_group_records_per_s=round(RECORDS / whole_s),
+        sqlite_records_per_s=round(RECORDS / sorted(peer_s)[2]),
+        ratio_to_sqlite=round(sorted(peer_s)[2] / own_s, 2),
+        journal_bytes_per_payload_byte=round(size_of(tmp_path / "whole") / payload_bytes, 2),
+        journal_disk_bytes_per_record=life_bytes(fill_journal, drain_journal, tmp_path / "life"),
+        sqlite_disk_bytes_per_record=life_bytes(fill_sqlite, drain_sqlite, tmp_path / "life.db"),
+        payload_bytes=payload_bytes // RECORDS,
+    )
+    with Journal.open(tmp_path / "whole", LIMITS, SystemClock()) as journal:
+        assert len(journal.read("details", 2 * RECORDS, 1 << 30)) == RECORDS

@@ -1,0 +1,464 @@
+"""The loop that joins disk, network and pipelines. `slots` and `sync` decide; only this does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import platform
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from .checks import Fields
+from .clock import Clock
+from .config import DeviceConfig
+from .errors import DeviceError, ModelError, ServerError, TinyLCMError, WireError
+from .files import device_error, read_bounded, write_atomic
+from .http import HttpClient
+from .identity import Identity
+from .journal import Journal
+from .package import PACKAGE_BYTES_MAX, Package
+from .pipeline import Pipeline
+from .probe import probe
+from .slots import Event, Held, Slot, State, boot, mark_failed, step
+from .store import SlotStore
+from .sync import Known, Sync, read_refusal
+from .types import Json
+from .version import __version__
+from .wire import (
+    STREAMS,
+    SYNC_BYTES_MAX,
+    SYNC_RECORDS_MAX,
+    Anchor,
+    Desired,
+    DesiredModel,
+    RunningModel,
+    canonical_json,
+)
+
+_log = logging.getLogger("tinylcm")
+BATCH_BYTES_MAX: Final = SYNC_BYTES_MAX // 2  # half: JSON is larger than what the journal counts
+ROUNDS_MAX: Final = 1000  # round trips of one sync while records are waiting
+TICK_S: Final = 0.25
+PERMANENT_ADVICE: Final = "the server does not know this device's key; enrol it again with a new join string"
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_KNOWN_BYTES_MAX: Final = 1 << 20
+
+
+def capabilities() -> dict[str, Json]:
+    """What this machine is, as it is told to the server."""
+    found = {"onnx": "onnxruntime"}
+    return {
+        "machine": platform.machine(),
+        "system": platform.system().lower(),
+        "cpus": os.cpu_count() or 1,
+        "ram_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "tinylcm": __version__,
+        "backends": [name for name, module in found.items() if importlib.util.find_spec(module)],
+    }
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Where a pipeline stood when its trial began."""
+
+    sha256: str
+    predictions: int
+    failures: int
+
+
+class Agent:
+    """Metrics into the journal, the journal to the server, packages from it.
+
+    Args:
+        config: limits and intervals.
+        clock: time.
+        journal: the durable store.
+        store: packages and slots.
+        pipelines: what is open now; the agent swaps their models.
+        identity: who this device is, or None when it never enrolled: then nothing is sent.
+
+    `tick` and `sync_now` may be called from any thread; a lock makes each whole.
+    """
+
+    def __init__(
+        self,
+        config: DeviceConfig,
+        clock: Clock,
+        journal: Journal,
+        store: SlotStore,
+        pipelines: Mapping[str, Pipeline],
+        identity: Identity | None,
+    ) -> None:
+        self._config = config
+        self._clock = clock
+        self._journal = journal
+        self._store = store
+        self._pipelines = pipelines
+        self._identity = identity
+        self._lock = threading.RLock()
+        self._known_path = config.data / "server.json"
+        self._trials: dict[str, _Trial] = {}
+        self._next_metrics_s = clock.monotonic_s() + config.metrics_interval_s
+        self._http: HttpClient | None = None
+        self.last_error = ""
+        self.last_sync_s: float | None = None
+        self.sync = Sync(
+            interval_s=config.server.sync_interval_s,
+            backoff_min_s=config.server.backoff_min_s,
+            backoff_max_s=config.server.backoff_max_s,
+            known=self._load_known(),
+        )
+
+    # Slots ------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Count this start in every trial, and end trials that crash the device."""
+        with self._lock:
+            for model in self._store.models():
+                before = self._store.read(model)
+                after = boot(before)
+                if after != before:
+                    self._store.write(model, after)
+                if before.state is State.TRIAL and after.state is not State.TRIAL and before.active is not None:
+                    self._report(model, before.active, "rolled_back", "the device restarted too often in its trial")
+
+    def install(self, data: bytes, *, deployment: int = 0, model: str | None = None) -> Slot:
+        """Stage, probe and put a package on trial.
+
+        Raises:
+            ModelError: it is not trusted, below the security floor, or failed its probe; the old model stays.
+            DeviceError: no space or no permission; the old model stays.
+        """
+        with self._lock:
+            package = self._store.add(data)
+            name = package.manifest.name
+            if model is not None and name != model:
+                raise ModelError(f"the package is for model {name!r}, expected {model!r}")
+            return self._stage(package, deployment)
+
+    def _stage(self, package: Package, deployment: int) -> Slot:
+        name = package.manifest.name
+        held = Held(package.sha256, package.manifest.version, deployment)
+        if package.expired:
+            _log.warning("the key that signed %s %s has expired by this device's clock", name, held.version)
+        slot = step(self._store.read(name), Event.STAGE, held)
+        self._store.write(name, slot)
+        self._report(name, held, "staged")
+        try:
+            probe(
+                self._store.package_path(held.sha256),
+                timeout_s=self._config.trial.probe_timeout_s,
+                memory_bytes=self._config.trial.probe_memory_bytes,
+            )
+            self._activate(name, package)
+        except ModelError as error:
+            self._store.write(name, step(slot, Event.PROBE_FAILED))
+            self._report(name, held, "refused", str(error))
+            raise
+        slot = step(slot, Event.PROBE_PASSED)
+        self._store.write(name, slot)
+        self._report(name, held, "trial")
+        return slot
+
+    def _activate(self, model: str, package: Package) -> None:
+        pipeline = self._pipelines.get(model)
+        if pipeline is not None:
+            pipeline.swap(package)
+            self._trials[model] = _Trial(package.sha256, pipeline.predictions, pipeline.failures)
+
+    def _judge_trials(self) -> None:
+        for model, pipeline in list(self._pipelines.items()):
+            slot = self._store.read(model)
+            if slot.state is not State.TRIAL or slot.active is None:
+                continue
+            trial = self._trials.get(model)
+            if trial is None or trial.sha256 != slot.active.sha256:
+                self._trials[model] = _Trial(slot.active.sha256, pipeline.predictions, pipeline.failures)
+                continue
+            if pipeline.failures - trial.failures > self._config.trial.errors_max:
+                self._revert(model, slot, Event.TRIAL_FAILED, "the model failed on windows of its trial")
+            elif pipeline.predictions - trial.predictions >= self._config.trial.windows:
+                self._store.write(model, step(slot, Event.TRIAL_PASSED))
+                self._report(model, slot.active, "confirmed")
+
+    def _revert(self, model: str, slot: Slot, event: Event, reason: str) -> Slot:
+        after = step(slot, event)
+        if after.active is not None:
+            self._activate(model, self._store.load(after.active))
+        self._store.write(model, after)
+        if slot.active is not None:
+            self._report(model, slot.active, "rolled_back", reason)
+        return after
+
+    def rollback(self, model: str) -> Slot:
+        """Go back to the previous package because a person says so.
+
+        Raises:
+            ModelError: there is none.
+        """
+        with self._lock:
+            return self._revert(model, self._store.read(model), Event.ROLLBACK, "rolled back by hand")
+
+    def _report(self, model: str, held: Held, state: str, reason: str = "") -> None:
+        if reason:
+            _log.warning("%s %s: %s: %s", model, held.version, state, reason)
+        else:
+            _log.info("%s %s: %s", model, held.version, state)
+        self._journal.append(
+            "events",
+            "deployment",
+            {
+                "deployment": held.deployment,
+                "model": model,
+                "version": held.version,
+                "sha256": held.sha256,
+                "state": state,
+                "reason": reason,
+            },
+        )
+
+    # Metrics ----------------------------------------------------------------------------------------------
+
+    def flush_metrics(self) -> None:
+        """Journal a summary of every pipeline that did something."""
+        for pipeline in list(self._pipelines.values()):
+            summary = pipeline.take_summary()
+            if summary is not None:
+                self._journal.append("details", "summary", summary)
+
+    # Sync -------------------------------------------------------------------------------------------------
+
+    def _load_known(self) -> Known:
+        if not self._known_path.exists():
+            return Known()
+        try:
+            fields = Fields(json.loads(read_bounded(self._known_path, _KNOWN_BYTES_MAX)), "server.json", DeviceError)
+            return Known(fields.text("server_instance"), fields.natural("generation"))
+        except (ValueError, TinyLCMError) as error:
+            _log.warning("%s is damaged (%s); the server is asked for the whole desired state", self._known_path, error)
+            return Known()
+
+    def _save_known(self, known: Known) -> None:
+        document = {"server_instance": known.server_instance, "generation": known.generation}
+        write_atomic(self._known_path, canonical_json(document) + b"\n", mode=0o600)
+
+    def _client(self) -> HttpClient:
+        if self._identity is None or not self._identity.device_id:
+            raise ServerError("this device is not enrolled; run `tinylcm enrol JOIN_STRING`", permanent=True)
+        if self._http is None:
+            server = self._config.server
+            self._http = HttpClient(
+                self._identity.url,
+                key=self._identity.key,
+                ca_file=server.ca_file or self._identity.ca_file,
+                insecure=server.insecure,
+                timeout_s=server.timeout_s,
+            )
+        return self._http
+
+    def sync_now(self, *, progress: Callable[[int], object] | None = None) -> int:
+        """Sync until nothing is waiting; returns the number of records that the server acknowledged.
+
+        Raises:
+            ServerError: it could not be reached or refused; nothing is lost, the records stay.
+            WireError: what answered is no TinySphere.
+        """
+        settled = 0
+        for _ in range(ROUNDS_MAX):
+            with self._lock:
+                count, waiting = self._round_trip()
+            settled += count
+            if progress is not None:
+                progress(settled)
+            if not waiting:
+                break
+        return settled
+
+    def _round_trip(self) -> tuple[int, bool]:
+        now_s = self._clock.monotonic_s()
+        events = self._journal.read("events", SYNC_RECORDS_MAX // 2, BATCH_BYTES_MAX // 2)
+        details = self._journal.read("details", SYNC_RECORDS_MAX // 2, BATCH_BYTES_MAX // 2)
+        body = self.sync.request(
+            boot=self._clock.boot,
+            anchor=Anchor(self._clock.boot_ns(), self._clock.wall_s()),
+            running=self._running(),
+            capabilities=capabilities(),
+            events=events,
+            details=details,
+        )
+        try:
+            answer = self._client().request("POST", "/api/v1/sync", body, {"Content-Type": "application/json"})
+            if answer.status != 200:
+                raise read_refusal(answer.status, answer.headers, answer.body)
+        except ServerError as error:
+            self.sync.failed(now_s, error)
+            self.last_error = f"{error}; {PERMANENT_ADVICE}" if error.permanent else str(error)
+            raise
+        known = self.sync.known
+        try:
+            outcome = self.sync.receive(answer.body, now_s)
+        except WireError as error:
+            self.last_error = str(error)
+            raise
+        for stream, (epoch, seq) in outcome.acked.items():
+            self._journal.acknowledge(stream, epoch, seq)
+        for refused in outcome.refused:
+            _log.warning(
+                "the server refused %s record %s-%d: %s", refused.stream, refused.epoch, refused.seq, refused.reason
+            )
+        self.last_error, self.last_sync_s = "", now_s
+        if outcome.desired is not None:
+            try:
+                self._apply(outcome.desired)
+            except TinyLCMError:
+                # Not applied: ask for it again, from the state that was applied last.
+                self.sync.known = Known(
+                    outcome.known.server_instance, known.generation if not outcome.server_changed else 0
+                )
+                raise
+        if self.sync.known != known:
+            self._save_known(self.sync.known)
+        if not outcome.acked:
+            return 0, False
+        return len(events) + len(details), any(self._journal.read(stream, 1, 1) for stream in STREAMS)
+
+    def _running(self) -> list[RunningModel]:
+        running = []
+        for model in self._store.models():
+            slot = self._store.read(model)
+            if slot.active is not None:
+                running.append(RunningModel(model, slot.active.version, slot.active.sha256, str(slot.state)))
+        return running
+
+    def _apply(self, desired: Desired) -> None:
+        failure: TinyLCMError | None = None
+        for wanted in desired.models:
+            slot = self._store.read(wanted.model)
+            held = Held(wanted.sha256, wanted.version, wanted.deployment)
+            try:
+                if slot.wants(held):
+                    self._install_desired(wanted)
+                elif slot.active is not None and slot.active.sha256 == held.sha256 and slot.active != held:
+                    self._adopt(wanted.model, slot, held)
+            except ModelError as error:
+                # The package is at fault: it is noted as failed and not fetched again for this deployment.
+                _log.warning("deployment %d of %s: %s", wanted.deployment, wanted.model, error)
+            except (DeviceError, ServerError, WireError) as error:
+                failure = error  # to be tried again; the other models are still looked at
+        if failure is not None:
+            raise failure
+
+    def _adopt(self, model: str, slot: Slot, held: Held) -> None:
+        """The package that runs already is wanted by another deployment: nothing to do but to say so."""
+        self._store.write(model, replace(slot, active=held, candidate=held if slot.candidate else None))
+        self._report(model, held, str(slot.state))
+
+    def _install_desired(self, wanted: DesiredModel) -> None:
+        held = Held(wanted.sha256, wanted.version, wanted.deployment)
+        path = self._store.package_path(wanted.sha256)
+        if path.exists():
+            self._stage(self._store.load(held), wanted.deployment)
+            return
+        try:
+            data = self._download(wanted)
+            package = self._store.add(data)
+            if (package.manifest.name, package.sha256) != (wanted.model, wanted.sha256):
+                raise ModelError(
+                    f"the server sent {package.manifest.name} ({package.sha256[:12]}), "
+                    f"expected {wanted.model} ({wanted.sha256[:12]})"
+                )
+        except ModelError as error:
+            self._store.write(wanted.model, mark_failed(self._store.read(wanted.model), held))
+            self._report(wanted.model, held, "refused", str(error))
+            raise
+        self._stage(package, wanted.deployment)
+
+    def _download(self, wanted: DesiredModel) -> bytes:
+        """Fetch a package, going on where an earlier try stopped."""
+        if not 0 < wanted.size <= PACKAGE_BYTES_MAX:
+            raise ModelError(
+                f"the server announces a package of {wanted.size} bytes, at most {PACKAGE_BYTES_MAX} are taken"
+            )
+        part = self._store.package_path(wanted.sha256).with_suffix(".part")
+        have = part.stat().st_size if part.exists() else 0
+        if have > wanted.size:
+            part.unlink()
+            have = 0
+        free = psutil.disk_usage(str(part.parent)).free
+        if free < 2 * wanted.size - have:
+            raise DeviceError(
+                f"the package needs {2 * wanted.size - have} bytes of disk, {free} are free: free some space"
+            )
+        if have < wanted.size:
+            self._fetch(wanted, part, have)
+        data = read_bounded(part, wanted.size)
+        part.unlink()
+        if len(data) != wanted.size:
+            raise ServerError(f"the package ended after {len(data)} of {wanted.size} bytes")
+        return data
+
+    def _fetch(self, wanted: DesiredModel, part: Path, have: int) -> None:
+        with self._client().download(wanted.url, have) as (status, headers, pieces):
+            resumed = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+            resumes = (
+                status == 206 and resumed is not None and (int(resumed[1]), int(resumed[3])) == (have, wanted.size)
+            )
+            if status not in (200, 206) or (status == 206 and not resumes):
+                raise read_refusal(status, headers, b"".join(_bounded(pieces, 4096)))
+            try:
+                with part.open("ab" if resumes else "wb") as file:
+                    for piece in _bounded(pieces, wanted.size - (have if resumes else 0)):
+                        file.write(piece)
+            except OSError as error:
+                raise device_error(error, "downloading to") from error
+
+    # The loop ---------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Do what is due: trials, metrics, sync. Failures are noted, logged and tried again; none escapes."""
+        with self._lock:
+            now_s = self._clock.monotonic_s()
+            self._attempt(self._judge_trials)
+            if now_s >= self._next_metrics_s:
+                self._next_metrics_s = now_s + self._config.metrics_interval_s
+                self._attempt(self.flush_metrics)
+        if self._identity is not None and self._identity.device_id and now_s >= self.sync.next_s:
+            self._attempt(self.sync_now)
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except TinyLCMError as error:
+            if str(error) != self.last_error:
+                _log.warning("%s", error)
+            self.last_error = str(error)
+            self.sync.next_s = max(self.sync.next_s, self._clock.monotonic_s() + TICK_S)
+
+    def run(self, stop: threading.Event) -> None:
+        """Tick until told to stop."""
+        while not stop.wait(TICK_S):
+            self.tick()
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._http is not None:
+            self._http.close()
+
+
+def _bounded(pieces: Iterator[bytes], bytes_max: int) -> Iterator[bytes]:
+    """A body's pieces, up to a size: a peer that sends for ever is cut off."""
+    left = bytes_max
+    for piece in pieces:
+        yield piece[:left]
+        left -= len(piece)
+        if left <= 0:
+            return

@@ -1,0 +1,421 @@
+"""`tinylcm`: a thin skin over the library. Exit code 2 for wrong usage, 1 for a failure, one line and no traceback."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+from .config import DeviceConfig, default_toml, load_config, parse_config
+from .errors import ConfigError, InputError, TinyLCMError
+from .files import write_atomic
+from .package import Package, load_package
+from .types import Json, Prediction
+from .version import __version__
+from .wire import finite
+
+CONFIG: Final = "device.toml"
+
+
+def _print(arguments: argparse.Namespace, document: object, text: str) -> None:
+    print(json.dumps(finite(document)) if arguments.json else text, flush=True)
+
+
+def _config(arguments: argparse.Namespace) -> DeviceConfig:
+    """The configuration that --config names; without the option, ./device.toml if it is there, else defaults."""
+    if arguments.config is not None:
+        return load_config(arguments.config)
+    return load_config(CONFIG) if Path(CONFIG).is_file() else parse_config({}, Path.cwd())
+
+
+# keys and packages ----------------------------------------------------------------------------------------
+
+
+def _keys_init(arguments: argparse.Namespace) -> None:
+    from .keys import fingerprint, init_keys
+
+    keyset = init_keys(Path(arguments.folder), days=arguments.days)
+    root = fingerprint(keyset.root)
+    _print(
+        arguments,
+        {"root": root, "folder": arguments.folder, "expires_s": keyset.keys[0].expires_s},
+        f"root key     {arguments.folder}/root.key   keep it offline: it vouches for every release key\n"
+        f"release key  {arguments.folder}/release.key   signs packages for {arguments.days} days\n"
+        f"fingerprint  {root}",
+    )
+
+
+def _keys_renew(arguments: argparse.Namespace) -> None:
+    from .keys import renew_keys
+
+    keyset = renew_keys(Path(arguments.folder), days=arguments.days)
+    expires = time.strftime("%Y-%m-%d", time.gmtime(keyset.keys[0].expires_s))
+    _print(arguments, {"expires_s": keyset.keys[0].expires_s}, f"the release key may sign until {expires}")
+
+
+def _keys_trust(arguments: argparse.Namespace) -> None:
+    from .keys import load_public, pin_root
+
+    root = pin_root(_config(arguments).data / "trust", load_public(Path(arguments.root)))
+    _print(arguments, {"root": root}, f"this device now trusts packages of root {root}")
+
+
+def _package_facts(package: Package) -> dict[str, Json]:
+    manifest = package.manifest
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "format": manifest.format,
+        "sha256": package.sha256,
+        "size": package.size,
+        "root": package.root,
+        "release": package.release,
+        "expired": package.expired,
+        "labels": list(manifest.labels),
+        "input": {"name": manifest.input.name, "shape": list(manifest.input.shape), "dtype": manifest.input.dtype},
+        "monitors": [monitor.name for monitor in manifest.monitors],
+        "security_counter": manifest.security_counter,
+    }
+
+
+def _package_build(arguments: argparse.Namespace) -> None:
+    from .package import parse_package
+    from .publish import build
+
+    data = build(Path(arguments.model), Path(arguments.manifest), Path(arguments.key))
+    package = parse_package(data, None)
+    output = Path(arguments.output or f"{package.manifest.name}-{package.manifest.version}.tlm")
+    write_atomic(output, data)
+    _print(
+        arguments,
+        {**_package_facts(package), "path": str(output)},
+        f"{output}  {package.manifest.name} {package.manifest.version}  {package.size} bytes\nsha256 {package.sha256}",
+    )
+
+
+def _package_verify(arguments: argparse.Namespace) -> None:
+    from .keys import Trust, fingerprint, load_public
+    from .probe import check_golden
+
+    if arguments.root:
+        trust: Trust | None = Trust(frozenset({fingerprint(load_public(Path(arguments.root)))}))
+    else:
+        trust = None if arguments.any_root else Trust.load(_config(arguments).data / "trust")
+    package = load_package(arguments.package, trust)
+    facts = _package_facts(package)
+    lines = [f"{package.manifest.name} {package.manifest.version}: sound, signed under root {package.root}"]
+    if package.expired:
+        lines.append("warning: the release key that signed it has expired by this machine's clock")
+    if arguments.run:
+        golden = check_golden(package)
+        facts["golden"] = golden
+        lines.append(f"golden windows: {golden['windows']} right, {golden['latency_us']:.0f} us each")
+    _print(arguments, facts, "\n".join(lines))
+
+
+def _package_show(arguments: argparse.Namespace) -> None:
+    package = load_package(arguments.package, None)
+    manifest = package.manifest.to_json()
+    _print(
+        arguments,
+        {**_package_facts(package), "manifest": manifest},
+        json.dumps({key: value for key, value in manifest.items() if key not in ("reference", "golden")}, indent=2),
+    )
+
+
+def _package_install(arguments: argparse.Namespace) -> None:
+    from .device import Device
+    from .files import read_bounded
+    from .package import PACKAGE_BYTES_MAX
+
+    with Device.open(_config(arguments), background=False) as device:
+        package = load_package(arguments.package, None)
+        slot = device.agent.install(read_bounded(Path(arguments.package), PACKAGE_BYTES_MAX))
+    name, version = package.manifest.name, package.manifest.version
+    _print(arguments, {"model": name, "version": version, "state": slot.state}, f"{name} {version}: on {slot.state}")
+
+
+# device ---------------------------------------------------------------------------------------------------
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    path = Path(arguments.path)
+    if path.exists():
+        raise ConfigError(f"{path} exists already and is not overwritten")
+    write_atomic(path, default_toml().encode())
+    _print(arguments, {"path": str(path)}, f"wrote {path}")
+
+
+def _enrol(arguments: argparse.Namespace) -> None:
+    from .device import enrol
+
+    text = sys.stdin.readline() if arguments.join == "-" else arguments.join
+    identity = enrol(_config(arguments), text, insecure=arguments.insecure)
+    _print(
+        arguments,
+        {"device_id": identity.device_id, "url": identity.url, "root": identity.root},
+        f"this device is {identity.device_id} of {identity.url}\nit trusts packages of root {identity.root}",
+    )
+
+
+def _sync(arguments: argparse.Namespace) -> None:
+    from .device import Device
+
+    with Device.open(_config(arguments), background=False) as device, _progress("records") as progress:
+        count = device.sync(progress=progress)
+        slots = {name: slot for name, slot in device.slots().items() if slot.active is not None}
+    models = {
+        name: {"version": slot.active.version, "state": slot.state} for name, slot in slots.items() if slot.active
+    }
+    text = "".join(f"\n{name} {model['version']}: {model['state']}" for name, model in models.items())
+    _print(arguments, {"acknowledged": count, "models": models}, f"{count} records acknowledged{text}")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    from .identity import load_identity
+    from .store import SlotStore
+
+    config = _config(arguments)
+    identity = load_identity(config.data / "identity.json")
+    store = SlotStore(config.data, config.data / "trust") if config.data.is_dir() else None
+    models: dict[str, Json] = {}
+    for name in store.models() if store else []:
+        slot = store.read(name) if store else None
+        if slot is not None:
+            models[name] = {
+                "state": str(slot.state),
+                "version": slot.active.version if slot.active else None,
+                "sha256": slot.active.sha256 if slot.active else None,
+                "previous": slot.previous.version if slot.previous else None,
+            }
+    journal = {
+        stream: sum(path.stat().st_size for path in (config.data / "journal" / stream).glob("*.seg"))
+        for stream in ("events", "details")
+    }
+    document = {
+        "device_id": identity.device_id if identity else None,
+        "url": identity.url if identity else None,
+        "data": str(config.data),
+        "models": models,
+        "journal_bytes": journal,
+    }
+    lines = [f"device   {document['device_id'] or 'not enrolled: run `tinylcm enrol JOIN_STRING`'}"]
+    if identity:
+        lines.append(f"server   {identity.url}")
+    lines += [f"model    {name} {m['version']} ({m['state']})" for name, m in models.items() if isinstance(m, dict)]
+    lines.append(f"journal  {journal['events']} bytes of events, {journal['details']} bytes of details")
+    _print(arguments, document, "\n".join(lines))
+
+
+def _rollback(arguments: argparse.Namespace) -> None:
+    from .device import Device
+
+    with Device.open(_config(arguments), background=False) as device:
+        slot = device.agent.rollback(arguments.model)
+    version = slot.active.version if slot.active else None
+    _print(
+        arguments, {"model": arguments.model, "version": version}, f"{arguments.model}: back to {version or 'no model'}"
+    )
+
+
+def _prediction_json(prediction: Prediction) -> dict[str, Json]:
+    document = finite(asdict(prediction))
+    assert isinstance(document, dict)
+    return document
+
+
+def _show(arguments: argparse.Namespace, prediction: Prediction) -> None:
+    text = f"{prediction.label:<16} {prediction.confidence:6.3f} {prediction.latency_us:9.1f} us"
+    for alarm in prediction.drift:
+        text += f"\n  drift: {alarm.monitor}: {alarm.detector} of {alarm.signal} {alarm.statistic:.4g} > {alarm.threshold:.4g}"
+    _print(arguments, _prediction_json(prediction), text)
+
+
+def _windows_of(lines: list[object], axes: int) -> list[object]:
+    """Each line is a window; but lines of numbers are together the one window of a model that takes a matrix."""
+    first = lines[0] if lines else None
+    matrix_of_lines = axes == 2 and isinstance(first, list) and not (first and isinstance(first[0], list))
+    return [lines] if matrix_of_lines else lines
+
+
+def _infer(arguments: argparse.Namespace) -> None:
+    from .keys import Trust
+    from .pipeline import Pipeline
+    from .sources import load_array, open_source
+
+    path = Path(arguments.model)
+    if path.suffix == ".tlm":
+        trust = None if arguments.any_root else Trust.load(_config(arguments).data / "trust")
+        pipeline = Pipeline(load_package(path, trust))
+    else:
+        pipeline = Pipeline(path, labels=arguments.labels.split(",") if arguments.labels else None)
+    if arguments.input != "-" and Path(arguments.input).suffix in (".npy", ".npz"):
+        array = load_array(Path(arguments.input), arguments.array)
+        windows = [array] if array.ndim == len(pipeline.manifest.input.shape) - 1 else list(array)
+    else:
+        windows = _windows_of(list(open_source(arguments.input)), len(pipeline.manifest.input.shape) - 1)
+    for window in windows:
+        _show(arguments, pipeline.infer(window))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from .device import Device
+    from .sources import open_source, paced
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with Device.open(_config(arguments)) as device:
+        try:
+            model = device.wait_for_model(arguments.model, arguments.wait_s)
+            samples = open_source(arguments.input, array=arguments.array)
+            if arguments.rate_hz:
+                samples = paced(samples, arguments.rate_hz)
+            errors = 0
+
+            def report(error: TinyLCMError) -> None:
+                nonlocal errors
+                errors += 1
+                print(f"tinylcm: {error}", file=sys.stderr, flush=True)
+
+            for prediction in model.stream(samples, on_error=report):
+                if not arguments.quiet or prediction.drift:
+                    _show(arguments, prediction)
+        except KeyboardInterrupt:
+            print("tinylcm: stopping", file=sys.stderr)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import examine
+
+    checks = examine(_config(arguments).data)
+    marks = {"ok": "ok      ", "missing": "missing ", "fail": "FAILS   "}
+    text = "\n".join(
+        f"{marks[check.state]}{check.name:<12} {check.found}" + (f"\n{'':<21}-> {check.advice}" if check.advice else "")
+        for check in checks
+    )
+    _print(arguments, [asdict(check) for check in checks], text)
+    return int(any(check.state == "fail" for check in checks))
+
+
+# the parser -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int], None] | None]:
+    """A counter on a terminal; silence in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    yield lambda count: print(f"\r{count} {what}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+
+Handler = Callable[[argparse.Namespace], "int | None"]
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, handler: Handler, help: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=help, description=help)
+    parser.set_defaults(handler=handler)
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure and more log lines")
+    parser.add_argument("--config", metavar="FILE", help=f"device configuration (default: {CONFIG}, if it is there)")
+    return parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Every command with its options."""
+    parser = argparse.ArgumentParser(prog="tinylcm", description="Machine learning on this device.")
+    parser.add_argument("--version", action="version", version=f"tinylcm {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(commands, "init", _init, "write a device.toml with every key at its default")
+    command.add_argument("path", nargs="?", default=CONFIG)
+
+    keys = commands.add_parser("keys", help="signing keys and trust").add_subparsers(required=True, metavar="ACTION")
+    command = _command(keys, "init", _keys_init, "make a root key, a release key and the signed key set")
+    command.add_argument("folder", nargs="?", default="keys")
+    command.add_argument("--days", type=int, default=365, help="how long the release key may sign (default 365)")
+    command = _command(keys, "renew", _keys_renew, "let the release key sign longer; needs the root key")
+    command.add_argument("folder", nargs="?", default="keys")
+    command.add_argument("--days", type=int, default=365)
+    command = _command(keys, "trust", _keys_trust, "trust a publisher's root key on this device")
+    command.add_argument("root", metavar="ROOT.pub")
+
+    package = commands.add_parser("package", help="model packages").add_subparsers(required=True, metavar="ACTION")
+    command = _command(package, "build", _package_build, "build and sign a package from a model and its manifest")
+    command.add_argument("model")
+    command.add_argument("--manifest", required=True, metavar="model.toml")
+    command.add_argument("--key", required=True, metavar="release.key")
+    command.add_argument("-o", "--output", metavar="FILE.tlm")
+    command = _command(package, "verify", _package_verify, "check a package's structure, hashes, signature and root")
+    command.add_argument("package")
+    command.add_argument("--root", metavar="ROOT.pub", help="trust this root (default: the device's trusted roots)")
+    command.add_argument("--any-root", action="store_true", help="check the signature but not who made it")
+    command.add_argument("--run", action="store_true", help="also run the golden windows")
+    command = _command(package, "show", _package_show, "print a package's manifest")
+    command.add_argument("package")
+    command = _command(package, "install", _package_install, "install a package on this device, without a server")
+    command.add_argument("package")
+
+    command = _command(commands, "enrol", _enrol, "make this device known to a server")
+    command.add_argument(
+        "join", metavar="JOIN_STRING", help="from `tinysphere join create`, or - to read it from stdin"
+    )
+    command.add_argument("--insecure", action="store_true", help="allow plain http to another machine")
+    command = _command(commands, "run", _run, "stream samples through a model; metrics and alarms go to the server")
+    command.add_argument("--model", required=True)
+    command.add_argument("--input", default="-", help=".npy, .npz, .csv, or - for JSON lines on stdin (default)")
+    command.add_argument("--array", default="", help="array's name in a .npz")
+    command.add_argument("--rate-hz", type=float, default=0.0, help="pace the samples (default: as fast as they come)")
+    command.add_argument("--wait-s", type=float, default=0.0, help="wait this long for a deployment to bring the model")
+    command.add_argument("--quiet", action="store_true", help="print only windows with drift alarms")
+    command = _command(commands, "infer", _infer, "predict windows with a model file or a package")
+    command.add_argument("model", help="model.onnx or package.tlm")
+    command.add_argument("--input", default="-", help=".npy, .npz, .csv, or - for JSON lines on stdin (default)")
+    command.add_argument("--array", default="")
+    command.add_argument("--labels", default="", help="for a plain model: labels, with commas")
+    command.add_argument("--any-root", action="store_true", help="run a package whoever signed it")
+    _command(commands, "sync", _sync, "exchange records and deployments with the server now")
+    _command(commands, "status", _status, "what this device is and holds")
+    command = _command(commands, "rollback", _rollback, "go back to a model's earlier package")
+    command.add_argument("model")
+    _command(commands, "doctor", _doctor, "say what this machine lacks and how to get it")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = make_parser().parse_args(argv)
+    logging.basicConfig(
+        level=logging.DEBUG if arguments.debug else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
+    )
+    try:
+        return arguments.handler(arguments) or 0
+    except (TinyLCMError, BrokenPipeError) as error:
+        if arguments.debug:
+            raise
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()  # the reader has gone, as after `| head`: nothing to say and nobody to tell
+            return 0
+        print(f"tinylcm: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) and not isinstance(error, InputError) else 1
+    except KeyboardInterrupt:
+        print("tinylcm: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

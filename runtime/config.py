@@ -1,0 +1,193 @@
+"""device.toml: every limit of a device with its unit, checked as a whole before anything starts."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .checks import Fields
+from .errors import ConfigError
+from .files import read_bounded
+from .package import NAME
+
+CONFIG_BYTES_MAX = 1 << 20
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """How to reach the server; who it is comes from the enrolment."""
+
+    sync_interval_s: float = 60.0
+    timeout_s: float = 30.0
+    backoff_min_s: float = 1.0
+    backoff_max_s: float = 900.0
+    ca_file: str = ""
+    insecure: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class JournalConfig:
+    """The journal's bounds."""
+
+    journal_bytes_max: int = 64 * _MIB
+    events_bytes_max: int = 16 * _MIB
+    segment_bytes_max: int = _MIB
+    commit_interval_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TrialConfig:
+    """What a new package must do before it is confirmed: `windows` predictions, at most `errors_max` errors."""
+
+    windows: int = 20
+    errors_max: int = 0
+    probe_timeout_s: float = 60.0
+    probe_memory_bytes: int = 2048 * _MIB
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceConfig:
+    """A device's configuration.
+
+    Attributes:
+        data: the one folder that the device writes to.
+        name: shown to people; by default the host's name.
+        metrics_interval_s: how often a summary of the metrics is journalled.
+        packages: packages to install at start, by model, for a device without a server.
+    """
+
+    data: Path
+    name: str = ""
+    metrics_interval_s: float = 60.0
+    ring_samples: int | None = None
+    threads: int = 1
+    server: ServerConfig = field(default_factory=ServerConfig)
+    journal: JournalConfig = field(default_factory=JournalConfig)
+    trial: TrialConfig = field(default_factory=TrialConfig)
+    packages: dict[str, Path] = field(default_factory=dict)
+
+
+def _server(fields: Fields) -> ServerConfig:
+    default = ServerConfig()
+    fields.refuse_unknown("sync_interval_s", "timeout_s", "backoff_min_s", "backoff_max_s", "ca_file", "insecure")
+    config = ServerConfig(
+        sync_interval_s=fields.number("sync_interval_s", default.sync_interval_s, low=0.05, high=30 * 86400),
+        timeout_s=fields.number("timeout_s", default.timeout_s, low=0.1, high=3600),
+        backoff_min_s=fields.number("backoff_min_s", default.backoff_min_s, low=0.01, high=3600),
+        backoff_max_s=fields.number("backoff_max_s", default.backoff_max_s, low=0.01, high=86400),
+        ca_file=fields.text("ca_file", default.ca_file, length_max=4096),
+        insecure=fields.typed("insecure", bool, default.insecure),
+    )
+    if config.backoff_max_s < config.backoff_min_s:
+        raise fields.fail("backoff_max_s", "is smaller than backoff_min_s")
+    return config
+
+
+def _journal(fields: Fields) -> JournalConfig:
+    default = JournalConfig()
+    fields.refuse_unknown("journal_bytes_max", "events_bytes_max", "segment_bytes_max", "commit_interval_s")
+    config = JournalConfig(
+        journal_bytes_max=fields.natural("journal_bytes_max", default.journal_bytes_max, low=64 << 10),
+        events_bytes_max=fields.natural("events_bytes_max", default.events_bytes_max, low=16 << 10),
+        segment_bytes_max=fields.natural("segment_bytes_max", default.segment_bytes_max, low=4 << 10, high=256 * _MIB),
+        commit_interval_s=fields.number("commit_interval_s", default.commit_interval_s, low=0.0, high=3600),
+    )
+    if config.events_bytes_max + 2 * config.segment_bytes_max > config.journal_bytes_max:
+        raise fields.fail("journal_bytes_max", "must hold events_bytes_max and two segments for details")
+    return config
+
+
+def _trial(fields: Fields) -> TrialConfig:
+    default = TrialConfig()
+    fields.refuse_unknown("windows", "errors_max", "probe_timeout_s", "probe_memory_bytes")
+    return TrialConfig(
+        windows=fields.natural("windows", default.windows, low=1, high=10**9),
+        errors_max=fields.natural("errors_max", default.errors_max),
+        probe_timeout_s=fields.number("probe_timeout_s", default.probe_timeout_s, low=0.1, high=3600),
+        probe_memory_bytes=fields.natural("probe_memory_bytes", default.probe_memory_bytes, low=64 * _MIB),
+    )
+
+
+def parse_config(document: object, base: Path) -> DeviceConfig:
+    """Check a configuration; relative paths are taken from `base`.
+
+    Raises:
+        ConfigError: with the key that is wrong.
+    """
+    fields = Fields(document, "device.toml", ConfigError)
+    fields.refuse_unknown("device", "server", "journal", "trial", "models")
+    device = fields.table("device", {})
+    device.refuse_unknown("name", "data", "metrics_interval_s", "ring_samples", "threads")
+    packages = {}
+    models = fields.table("models", {})
+    for name in models.value:
+        if not NAME.fullmatch(name):
+            raise models.fail(name, "is no model name: lower-case letters, digits, - and _, at most 64")
+        model = models.table(name)
+        model.refuse_unknown("package")
+        packages[name] = base / model.text("package", length_max=4096)
+    return DeviceConfig(
+        data=base / device.text("data", "tinylcm-data", length_max=4096),
+        name=device.text("name", ""),
+        metrics_interval_s=device.number("metrics_interval_s", 60.0, low=0.05, high=86400),
+        ring_samples=device.natural("ring_samples", low=1, high=1 << 30) if "ring_samples" in device else None,
+        threads=device.natural("threads", 1, low=1, high=1024),
+        server=_server(fields.table("server", {})),
+        journal=_journal(fields.table("journal", {})),
+        trial=_trial(fields.table("trial", {})),
+        packages=packages,
+    )
+
+
+def load_config(path: Path | str) -> DeviceConfig:
+    """Read device.toml.
+
+    Raises:
+        ConfigError: it does not exist, is no TOML, or a key is wrong.
+        DeviceError: it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; `tinylcm init {path}` writes one with every key and its default")
+    try:
+        document = tomllib.loads(read_bounded(path, CONFIG_BYTES_MAX).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return parse_config(document, path.resolve().parent)
+
+
+def default_toml() -> str:
+    """A device.toml with every key at its default."""
+    server, journal, trial = ServerConfig(), JournalConfig(), TrialConfig()
+    return f"""# A TinyLCM device. Every key may be left out; what stands here is the default.
+[device]
+name = ""                     # shown to people; empty: the host's name
+data = "tinylcm-data"         # the one folder that is written to; relative to this file
+metrics_interval_s = 60.0     # a summary of the metrics is journalled this often
+threads = 1                   # compute threads a model
+
+[server]                      # who the server is comes from `tinylcm enrol`
+sync_interval_s = {server.sync_interval_s}
+timeout_s = {server.timeout_s}              # of one request
+backoff_min_s = {server.backoff_min_s}           # after a failure: random within 0 and this, doubled each time
+backoff_max_s = {server.backoff_max_s}
+ca_file = ""                  # an authority of your own, PEM; empty: the system's
+insecure = false              # true allows plain http to an address that is not this machine
+
+[journal]
+journal_bytes_max = {journal.journal_bytes_max}  # the whole journal on disk; the oldest details give way
+events_bytes_max = {journal.events_bytes_max}   # of it for alarms and labels, which never give way
+segment_bytes_max = {journal.segment_bytes_max}
+commit_interval_s = {journal.commit_interval_s}       # details reach the disk at latest after this; events at once
+
+[trial]                       # of a new package, before it is confirmed
+windows = {trial.windows}
+errors_max = {trial.errors_max}
+probe_timeout_s = {trial.probe_timeout_s}
+probe_memory_bytes = {trial.probe_memory_bytes}
+
+# [models.activity]           # a package to install at start, for a device without a server
+# package = "activity-1.0.0.tlm"
+"""

@@ -1,0 +1,281 @@
+"""A device: models from slots, a journal, sync, all behind a few calls that an application makes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Final
+
+from .agent import Agent, capabilities
+from .checks import Fields
+from .clock import Clock, SystemClock
+from .config import DeviceConfig, load_config
+from .errors import ConfigError, ModelError, TinyLCMError, WireError
+from .files import make_folder, read_bounded, write_atomic
+from .http import HttpClient, check_url, fetch_ca
+from .identity import Identity, Join, load_identity, new_identity, save_identity
+from .journal import Journal, JournalLimits
+from .keys import pin_fingerprint
+from .metrics import Metrics
+from .package import PACKAGE_BYTES_MAX, Manifest
+from .pipeline import Pipeline
+from .slots import Slot
+from .store import SlotStore
+from .sync import read_refusal
+from .types import Payload, Prediction, Stream
+from .wire import canonical_json
+
+_log = logging.getLogger("tinylcm")
+CLOSE_TIMEOUT_S: Final = 10.0
+
+
+class _JournalSink:
+    """What pipelines emit goes into the journal; a full journal is said once and never stops a prediction."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._warned = False
+
+    def emit(self, stream: Stream, type: str, payload: Payload) -> None:
+        future = self._journal.append(stream, type, payload)
+        if future.done() and future.exception() is not None and not self._warned:
+            self._warned = True
+            _log.error("the journal refuses records: %s", future.exception())
+
+
+class Model:
+    """One of a device's models, whatever package is active: it changes between two predictions, not in one."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the active package says of itself."""
+        return self._pipeline.manifest
+
+    @property
+    def metrics(self) -> Metrics:
+        """The counters of the active package."""
+        return self._pipeline.metrics
+
+    def infer(self, x: object) -> Prediction:
+        """Predict one window: see `Pipeline.infer`."""
+        return self._pipeline.infer(x)
+
+    def stream(
+        self, samples: Iterable[object], *, on_error: Callable[[TinyLCMError], object] | None = None
+    ) -> Iterator[Prediction]:
+        """Predict every window of a stream: see `Pipeline.stream`."""
+        return self._pipeline.stream(samples, on_error=on_error)
+
+
+class Device:
+    """Everything a device keeps, opened; made by `Device.open`."""
+
+    def __init__(self, config: DeviceConfig, clock: Clock) -> None:
+        self.config = config
+        make_folder(config.data)
+        limits = config.journal
+        self._store = SlotStore(config.data, config.data / "trust")
+        self._pipelines: dict[str, Pipeline] = {}
+        self._models: dict[str, Model] = {}
+        self._clock = clock
+        self.identity = load_identity(config.data / "identity.json")
+        self.journal = Journal.open(
+            config.data / "journal",
+            JournalLimits(
+                journal_bytes_max=limits.journal_bytes_max,
+                events_bytes_max=limits.events_bytes_max,
+                segment_bytes_max=limits.segment_bytes_max,
+                commit_interval_s=limits.commit_interval_s,
+            ),
+            clock,
+        )
+        try:
+            self._sink = _JournalSink(self.journal)
+            self.agent = Agent(config, clock, self.journal, self._store, self._pipelines, self.identity)
+            self.agent.start()
+            self._install_configured()
+        except BaseException:
+            self.journal.close(CLOSE_TIMEOUT_S)
+            raise
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @classmethod
+    def open(cls, config: str | Path | DeviceConfig, *, clock: Clock | None = None, background: bool = True) -> Device:
+        """Open a device.
+
+        Args:
+            config: path of device.toml, or the configuration itself.
+            clock: time, by default the machine's.
+            background: run the agent in a thread of its own; otherwise the application calls `agent.tick`.
+
+        Raises:
+            ConfigError: the configuration is wrong.
+            DeviceError: the data folder cannot be written, or another process has it open.
+        """
+        loaded = config if isinstance(config, DeviceConfig) else load_config(config)
+        device = cls(loaded, clock or SystemClock())
+        if background:
+            device._start()
+        return device
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self.agent.run, args=(self._stop,), name="tinylcm-agent", daemon=True)
+        self._thread.start()
+
+    def _install_configured(self) -> None:
+        for name, path in self.config.packages.items():
+            if self._store.read(name).active is None:
+                self.agent.install(read_bounded(path, PACKAGE_BYTES_MAX), model=name)
+
+    def model(self, name: str) -> Model:
+        """The model that the active slot holds.
+
+        Raises:
+            ConfigError: no package of this name is on the device yet.
+            ModelError: the package is damaged and there is no earlier one.
+        """
+        if name not in self._models:
+            slot = self._store.read(name)
+            if slot.active is None:
+                known = ", ".join(self._store.models()) or "none"
+                raise ConfigError(
+                    f"there is no model {name!r} on this device (there is: {known}); deploy it from the server and "
+                    "sync, or install a package with `tinylcm package install`"
+                )
+            try:
+                package = self._store.load(slot.active)
+            except ModelError as error:
+                _log.error("%s; going back to the earlier package", error)
+                slot = self.agent.rollback(name)
+                if slot.active is None:
+                    raise
+                package = self._store.load(slot.active)
+            pipeline = Pipeline(
+                package,
+                sink=self._sink,
+                threads=self.config.threads,
+                ring_samples=self.config.ring_samples,
+                clock=self._clock,
+            )
+            self._pipelines[name] = pipeline
+            self._models[name] = Model(pipeline)
+        return self._models[name]
+
+    def wait_for_model(self, name: str, timeout_s: float) -> Model:
+        """Wait until a deployment has brought a model.
+
+        Raises:
+            ConfigError: it did not come in time.
+        """
+        deadline = self._clock.monotonic_s() + timeout_s
+        while self._store.read(name).active is None and self._clock.monotonic_s() < deadline:
+            if self._stop.wait(0.05):
+                break
+        return self.model(name)
+
+    def slots(self) -> dict[str, Slot]:
+        """Every model's slot."""
+        return {name: self._store.read(name) for name in self._store.models()}
+
+    def label(self, prediction_id: str, label: str) -> None:
+        """Tell the ground truth of a prediction when it comes; it is journalled at once and synced."""
+        self.journal.append("events", "label", {"prediction": prediction_id, "label": label})
+
+    def sync(self, *, progress: Callable[[int], object] | None = None) -> int:
+        """Sync now; returns the number of records that the server acknowledged.
+
+        Raises:
+            ServerError: unreachable or refused; the records stay in the journal.
+            WireError: what answered is no TinySphere.
+        """
+        self.agent.flush_metrics()
+        self.journal.flush(CLOSE_TIMEOUT_S)
+        return self.agent.sync_now(progress=progress)
+
+    def close(self) -> None:
+        """Stop the agent, journal the last metrics and close; bounded in time."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(CLOSE_TIMEOUT_S)
+            self._thread = None
+        try:
+            self.agent.flush_metrics()
+        finally:
+            self.agent.close()
+            self.journal.close(CLOSE_TIMEOUT_S)
+
+    def __enter__(self) -> Device:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def enrol(config: DeviceConfig, join_string: str, *, insecure: bool = False) -> Identity:
+    """Make this device known to a server.
+
+    The secret is made and stored before the server hears of it, so a call that was cut off can be repeated with the
+    same join string and gives the same device.
+
+    Raises:
+        ConfigError: the string is no join string, or the device is enrolled elsewhere.
+        ServerError: the server refused the token, with its reason, or cannot be reached.
+        DeviceError: the identity cannot be stored.
+    """
+    join = Join.parse(join_string)
+    check_url(join.url, insecure=insecure or config.server.insecure)
+    make_folder(config.data)
+    path = config.data / "identity.json"
+    identity = load_identity(path)
+    if identity is not None and identity.device_id and identity.url != join.url:
+        raise ConfigError(f"this device is {identity.device_id} of {identity.url}; remove {path} to enrol it elsewhere")
+    if identity is None or identity.url != join.url:
+        ca_file = config.server.ca_file
+        if join.ca and not ca_file:
+            ca_path = config.data / "ca.pem"
+            write_atomic(ca_path, fetch_ca(join.url, join.ca, timeout_s=config.server.timeout_s))
+            ca_file = str(ca_path.resolve())
+        identity = new_identity(join, ca_file)
+        save_identity(path, identity)
+    identity = identity.enrolled(_ask(config, join, identity, insecure))
+    pin_fingerprint(config.data / "trust", join.root)
+    save_identity(path, identity)
+    return identity
+
+
+def _ask(config: DeviceConfig, join: Join, identity: Identity, insecure: bool) -> str:
+    client = HttpClient(
+        join.url,
+        ca_file=identity.ca_file,
+        insecure=insecure or config.server.insecure,
+        timeout_s=config.server.timeout_s,
+    )
+    body = canonical_json(
+        {
+            "token": join.token,
+            "name": config.name or socket.gethostname(),
+            "secret_sha256": identity.secret_sha256,
+            "capabilities": capabilities(),
+        }
+    )
+    try:
+        answer = client.request("POST", "/api/v1/devices/enrol", body, {"Content-Type": "application/json"})
+    finally:
+        client.close()
+    if answer.status not in (200, 201):
+        raise read_refusal(answer.status, answer.headers, answer.body)
+    try:
+        return Fields(json.loads(answer.body), "enrolment", WireError).text("device_id", length_min=1)
+    except ValueError as error:
+        raise WireError(f"the answer to the enrolment is not JSON: {error}") from error

@@ -1,0 +1,182 @@
+"""The sync protocol without input or output: what to send next, what an answer means, when to try again.
+
+Rules
+- Nothing is believed acknowledged that was not sent in this very request.
+- An answer that is no TinySphere's changes nothing: the same records go again.
+- After a failure the wait is random within 0 and a bound that doubles (full jitter), so that a fleet that lost its
+  server does not come back as one; the server's `Retry-After` is obeyed.
+- A permanent refusal (the key was revoked) still tries again, at the longest wait: a restored server may know us.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from .errors import ServerError, WireError
+from .types import Json, Record, Stream
+from .wire import (
+    DESIRED_UNCHANGED,
+    STREAMS,
+    WIRE_VERSION,
+    Anchor,
+    Desired,
+    Refused,
+    RunningModel,
+    SyncRequest,
+    decode_response,
+    encode,
+    record_to_json,
+)
+
+RETRY_AFTER_S_MAX: Final = 86400.0
+PROBLEM_CHARACTERS_MAX: Final = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the device remembers of its server between syncs; stored by the agent."""
+
+    server_instance: str = ""
+    generation: int = 0
+    desired: Desired | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a good answer means: advance the journal to `acked`, then act on `desired` when there is one."""
+
+    acked: Mapping[Stream, tuple[str, int]]
+    known: Known
+    desired: Desired | None
+    refused: tuple[Refused, ...]
+    server_time: float
+    server_changed: bool
+    downlink: tuple[Json, ...] = ()
+
+
+@dataclass(slots=True)
+class Sync:
+    """One device's side of the round trip.
+
+    Args:
+        interval_s: between syncs when nothing is waiting.
+        backoff_min_s, backoff_max_s: bounds of the wait after a failure.
+        known: what was remembered from the last time.
+        rng: for the jitter.
+    """
+
+    interval_s: float
+    backoff_min_s: float
+    backoff_max_s: float
+    known: Known = field(default_factory=Known)
+    rng: random.Random = field(default_factory=random.Random)
+    failures: int = 0
+    next_s: float = 0.0
+    _sent: dict[Stream, list[tuple[str, int]]] = field(default_factory=dict)
+
+    def request(
+        self,
+        *,
+        boot: str,
+        anchor: Anchor,
+        running: Sequence[RunningModel],
+        capabilities: Mapping[str, Json],
+        events: Sequence[Record],
+        details: Sequence[Record],
+    ) -> bytes:
+        """The body to post. `events` and `details` are durable records, oldest first."""
+        self._sent = {
+            stream: [(record.epoch, record.seq) for record in records]
+            for stream, records in zip(STREAMS, (events, details), strict=True)
+        }
+        return encode(
+            SyncRequest(
+                wire=WIRE_VERSION,
+                boot=boot,
+                anchor=anchor,
+                running=tuple(running),
+                generation=self.known.generation,
+                server_instance=self.known.server_instance,
+                capabilities=capabilities,
+                events=[record_to_json(record) for record in events],
+                details=[record_to_json(record) for record in details],
+            )
+        )
+
+    def receive(self, body: bytes, now_s: float) -> Outcome:
+        """Read a 200 answer.
+
+        Raises:
+            WireError: it is no answer to what was sent; the wait until the next try has been set.
+        """
+        try:
+            response = decode_response(body)
+            acked: dict[Stream, tuple[str, int]] = {}
+            for stream in STREAMS:
+                ack = response.acked.get(stream)
+                if ack is None:
+                    continue
+                if ack not in self._sent.get(stream, []):
+                    raise WireError(f"the server acknowledges a record of {stream} that was not sent: {ack}")
+                acked[stream] = ack
+        except WireError:
+            self.failed(now_s)
+            raise
+        changed = bool(self.known.server_instance) and response.server_instance != self.known.server_instance
+        desired = None if response.desired == DESIRED_UNCHANGED else response.desired
+        assert not isinstance(desired, str)
+        self.known = Known(
+            server_instance=response.server_instance,
+            generation=self.known.generation if desired is None else desired.generation,
+            desired=self.known.desired if desired is None else desired,
+        )
+        self.failures = 0
+        self.next_s = now_s + (
+            self.interval_s if response.next_sync_s <= 0 else min(self.interval_s, response.next_sync_s)
+        )
+        return Outcome(
+            acked=acked,
+            known=self.known,
+            desired=desired,
+            refused=response.refused,
+            server_time=response.server_time,
+            server_changed=changed,
+            downlink=response.downlink,
+        )
+
+    def failed(self, now_s: float, error: ServerError | None = None) -> float:
+        """Note a failure; returns the seconds until the next try."""
+        bound = min(self.backoff_max_s, self.backoff_min_s * 2.0 ** min(self.failures, 40))
+        self.failures += 1
+        wait = self.rng.uniform(0.0, bound)
+        if error is not None and error.permanent:
+            wait = self.backoff_max_s
+        if error is not None and error.retry_after_s is not None:
+            wait = max(wait, min(error.retry_after_s, RETRY_AFTER_S_MAX))
+        self.next_s = now_s + wait
+        return wait
+
+
+def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> ServerError:
+    """Turn an answer that is no 200 into an error that says what the server said."""
+    retry_after: float | None = None
+    value = headers.get("Retry-After", "")
+    if value.isdigit():
+        retry_after = float(min(int(value), int(RETRY_AFTER_S_MAX)))
+    text = body[:PROBLEM_CHARACTERS_MAX].decode("utf-8", "replace").strip()
+    if text.lower().startswith(("<!doctype", "<html")):
+        return ServerError(f"a web page answered with status {status}, not TinySphere: a proxy or a captive portal?")
+    try:
+        problem = json.loads(body)
+        text = str(problem.get("detail") or problem.get("title") or text)[:PROBLEM_CHARACTERS_MAX]
+    except (ValueError, AttributeError, RecursionError):
+        pass  # not problem+json: the text itself is the reason
+    return ServerError(
+        f"the server answered {status}: {text or 'no reason given'}",
+        retry_after_s=retry_after,
+        permanent=status in (401, 403, 410),
+    )

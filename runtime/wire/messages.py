@@ -1,0 +1,332 @@
+"""The sync round trip as typed values, and their JSON.
+
+Decoding checks every field: what comes out is what the types say, or a `WireError` names the place. Records of a
+request stay undecoded (`list[object]`), because one bad record is refused alone: see `record_from_json`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Final, Literal
+
+from ..checks import INTEGER_MAX, Fields
+from ..errors import WireError
+from ..types import Json, Record, Stream
+
+WIRE_VERSION: Final = 1
+SYNC_BYTES_MAX: Final = 1 << 20  # bytes of one request's body; the server's limit is larger
+SYNC_RECORDS_MAX: Final = 5000  # records in one request, both streams together
+RECORD_BYTES_MAX: Final = 256 << 10  # bytes of one record's JSON
+DESIRED_UNCHANGED: Final = "unchanged"
+STREAMS: Final[tuple[Stream, Stream]] = ("events", "details")
+_STREAM_BY_NAME: Final[Mapping[str, Stream]] = {name: name for name in STREAMS}
+_EPOCH = re.compile(r"[0-9a-f]{16}")
+_TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+_DEPTH_MAX: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """One moment on both clocks: nanoseconds since boot, and what the device believed the Unix time to be."""
+
+    boot_ns: int
+    wall_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunningModel:
+    """What a slot holds now: `state` is `trial`, `confirmed` or `empty`."""
+
+    model: str
+    version: str
+    sha256: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncRequest:
+    """The device's half of the round trip. Who it is, its key says: no field here does."""
+
+    wire: int
+    boot: str
+    anchor: Anchor
+    running: tuple[RunningModel, ...] = ()
+    generation: int = 0
+    server_instance: str = ""
+    capabilities: Mapping[str, Json] = field(default_factory=dict)
+    events: Sequence[object] = ()
+    details: Sequence[object] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredModel:
+    """One model that the device should run; `url` is a path on the same server."""
+
+    model: str
+    version: str
+    sha256: str
+    size: int
+    url: str
+    deployment: int
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """State, not events: a device that was away for a month needs no special case."""
+
+    generation: int
+    models: tuple[DesiredModel, ...] = ()
+    experiments: tuple[Json, ...] = ()
+    config: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A record that was settled but not stored, and why. It is never sent again."""
+
+    stream: Stream
+    epoch: str
+    seq: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncResponse:
+    """The server's half. `acked` has the last committed (epoch, seq) a stream, or None where none was sent."""
+
+    acked: Mapping[str, tuple[str, int] | None]
+    server_instance: str
+    server_time: float
+    next_sync_s: float
+    desired: Desired | Literal["unchanged"] = "unchanged"
+    downlink: tuple[Json, ...] = ()
+    refused: tuple[Refused, ...] = ()
+
+
+def finite(value: object) -> Json:
+    """Make a value that JSON can carry: NaN and infinities become None, tuples lists, NumPy scalars numbers.
+
+    Half a surrogate pair, which UTF-8 does not have, becomes a question mark.
+
+    Raises:
+        WireError: the value is of a type that has no JSON form, an integer of more than 64 bits, or nested too deep.
+    """
+    return _finite(value, 0)
+
+
+def _text(value: str) -> str:
+    return value if value.isascii() else value.encode("utf-8", "replace").decode()
+
+
+def _finite(value: object, depth: int) -> Json:
+    # The most frequent types first: a record's payload is converted on the stream's own thread.
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, str):
+        return _text(str(value))
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, int):
+        if not -INTEGER_MAX - 1 <= value <= INTEGER_MAX:
+            raise WireError("a payload holds an integer of more than 64 bits")
+        return int(value)
+    if depth > _DEPTH_MAX:
+        raise WireError(f"a payload is nested deeper than {_DEPTH_MAX} levels")
+    if isinstance(value, dict | Mapping):
+        return {_text(str(key)): _finite(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, depth + 1) for item in value]
+    tolist = getattr(value, "tolist", None)  # NumPy arrays and scalars
+    if callable(tolist):
+        return _finite(tolist(), depth + 1)
+    raise WireError(f"a payload holds a {type(value).__name__}, which has no JSON form")
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no blanks: the same value always gives the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def encode(message: SyncRequest | SyncResponse) -> bytes:
+    """A message as JSON."""
+    return json.dumps(asdict(message), separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+
+
+def record_to_json(record: Record) -> dict[str, Json]:
+    """A record in its envelope."""
+    return {
+        "type": record.type,
+        "epoch": record.epoch,
+        "seq": record.seq,
+        "boot": record.boot,
+        "boot_ns": record.boot_ns,
+        "payload": dict(record.payload),
+    }
+
+
+def _checked(fields: Fields, key: str, value: object, bytes_max: int) -> None:
+    # JSON's grammar can name what JSON cannot carry on: 1e999 is infinite, an escape can be half a surrogate pair.
+    try:
+        data = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+        if data.count(b"[") + data.count(b"{") > _DEPTH_MAX:
+            finite(value)  # for the depth
+    except (ValueError, RecursionError) as error:
+        raise fields.fail(key, "holds a number or a text that cannot be stored, or is nested too deep") from error
+    except WireError as error:
+        raise fields.fail(key, str(error)) from error
+    if len(data) > bytes_max:
+        raise fields.fail(key, f"has {len(data)} bytes, at most {bytes_max} are taken")
+
+
+def _table(fields: Fields, key: str) -> dict[str, Json]:
+    value: dict[str, Json] = fields.typed(key, dict, {})
+    _checked(fields, key, value, RECORD_BYTES_MAX)
+    return value
+
+
+def _items(fields: Fields, key: str) -> tuple[Json, ...]:
+    value = fields.items(key, [])
+    for index, item in enumerate(value):
+        _checked(fields, f"{key}[{index}]", item, RECORD_BYTES_MAX)
+    return tuple(value)  # type: ignore[arg-type]
+
+
+def record_from_json(value: object) -> Record:
+    """Check one record of a request.
+
+    Raises:
+        WireError: what is wrong with it, for the answer's `refused`.
+    """
+    fields = Fields(value, "record", WireError)
+    kind = fields.text("type")
+    if not _TYPE.fullmatch(kind):
+        raise fields.fail("type", "expected a lower-case word of at most 40 characters")
+    epoch = fields.text("epoch")
+    if not _EPOCH.fullmatch(epoch):
+        raise fields.fail("epoch", "expected 16 hexadecimal digits")
+    payload: dict[str, Json] = fields.typed("payload", dict)
+    _checked(fields, "payload", payload, RECORD_BYTES_MAX)
+    return Record(
+        type=kind,
+        epoch=epoch,
+        seq=fields.natural("seq", low=1),
+        boot=fields.text("boot"),
+        boot_ns=fields.natural("boot_ns"),
+        payload=payload,
+    )
+
+
+def record_id(value: object) -> tuple[str, int] | None:
+    """The id of a record that may be bad otherwise, so that it can be settled; None when it has none."""
+    if not isinstance(value, dict):
+        return None
+    epoch, seq = value.get("epoch"), value.get("seq")
+    if isinstance(epoch, str) and _EPOCH.fullmatch(epoch) and type(seq) is int and 0 < seq <= INTEGER_MAX:
+        return epoch, seq
+    return None
+
+
+def _refuse_constant(name: str) -> object:
+    raise WireError(f"the message holds {name}, which JSON does not have")
+
+
+def _load(body: bytes, what: str) -> Fields:
+    try:
+        value = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        if body[:60].lstrip().lower().startswith((b"<!doctype", b"<html")):
+            raise WireError(f"{what} is a web page, not JSON: a proxy or a captive portal answered") from error
+        raise WireError(f"{what} is not JSON: {error}") from error
+    return Fields(value, what, WireError)
+
+
+def decode_request(body: bytes) -> SyncRequest:
+    """Read a device's request; its records stay unchecked.
+
+    Raises:
+        WireError: the request as a whole cannot be served.
+    """
+    fields = _load(body, "request")
+    wire = fields.natural("wire")
+    if not 1 <= wire <= WIRE_VERSION:
+        raise fields.fail("wire", f"this side speaks versions 1 to {WIRE_VERSION}, got {wire}")
+    anchor = fields.table("anchor")
+    events, details = (fields.items(stream, [], length_max=SYNC_RECORDS_MAX) for stream in STREAMS)
+    if len(events) + len(details) > SYNC_RECORDS_MAX:
+        raise WireError(f"request: {len(events) + len(details)} records, at most {SYNC_RECORDS_MAX} are taken at once")
+    return SyncRequest(
+        wire=wire,
+        boot=fields.text("boot"),
+        anchor=Anchor(anchor.natural("boot_ns"), anchor.number("wall_s")),
+        running=tuple(
+            RunningModel(*(model.text(key) for key in ("model", "version", "sha256", "state")))
+            for model in fields.tables("running", [], length_max=100)
+        ),
+        generation=fields.natural("generation", 0),
+        server_instance=fields.text("server_instance", ""),
+        capabilities=_table(fields, "capabilities"),
+        events=events,
+        details=details,
+    )
+
+
+def _acked(fields: Fields, stream: str) -> tuple[str, int] | None:
+    value = fields.value.get(stream)
+    if value is None:
+        return None
+    found = record_id({"epoch": value[0], "seq": value[1]}) if isinstance(value, list) and len(value) == 2 else None
+    if found is None:
+        raise fields.fail(stream, "expected [epoch, seq] or null")
+    return found
+
+
+def _desired(fields: Fields) -> Desired | Literal["unchanged"]:
+    if fields.value.get("desired", DESIRED_UNCHANGED) == DESIRED_UNCHANGED:
+        return "unchanged"
+    desired = fields.table("desired")
+    models = tuple(
+        DesiredModel(
+            model=model.text("model"),
+            version=model.text("version"),
+            sha256=model.text("sha256"),
+            size=model.natural("size"),
+            url=model.text("url"),
+            deployment=model.natural("deployment"),
+        )
+        for model in desired.tables("models", [])
+    )
+    return Desired(
+        generation=desired.natural("generation"),
+        models=models,
+        experiments=_items(desired, "experiments"),
+        config=_table(desired, "config"),
+    )
+
+
+def decode_response(body: bytes) -> SyncResponse:
+    """Read a server's answer.
+
+    Raises:
+        WireError: it is no answer of a TinySphere; nothing may be deleted on its word.
+    """
+    fields = _load(body, "response")
+    acked = fields.table("acked")
+    refused = []
+    for item in fields.tables("refused", [], length_max=SYNC_RECORDS_MAX):
+        stream = _STREAM_BY_NAME.get(item.text("stream"))
+        if stream is None:
+            raise item.fail("stream", "expected events or details")
+        refused.append(Refused(stream, item.text("epoch"), item.natural("seq"), item.text("reason", length_max=2000)))
+    return SyncResponse(
+        acked={stream: _acked(acked, stream) for stream in STREAMS},
+        server_instance=fields.text("server_instance"),
+        server_time=fields.number("server_time"),
+        next_sync_s=fields.number("next_sync_s", low=0.0),
+        desired=_desired(fields),
+        downlink=_items(fields, "downlink"),
+        refused=tuple(refused),
+    )

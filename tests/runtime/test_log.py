@@ -1,0 +1,295 @@
+"""The segmented log: its bytes, and what is read from them after any damage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tinylcm import log as logs
+from tinylcm.errors import DeviceError
+from tinylcm.log import ENTRIES_AT, GAP, RECORD, SEAL, Entry, Hole, Log, Loss, Ranges
+
+EPOCH = "00112233445566aa"
+SEGMENT_BYTES = 64 << 10
+
+
+def open_log(folder: Path, epoch: str = EPOCH, segment_bytes_max: int = SEGMENT_BYTES) -> Log:
+    log = Log(folder, "details", epoch, "boot-1", segment_bytes_max)
+    log.recover()
+    return log
+
+
+def entry(seq: int, epoch: str = EPOCH, kind: int = RECORD, payload: object = None) -> bytes:
+    return logs.encode_entry(kind, epoch, seq, logs.encode_body("m", seq * 10, payload or {"n": seq}))
+
+
+def commit(log: Log, first: int, last: int) -> None:
+    log.commit(b"".join(entry(seq, log.epoch) for seq in range(first, last + 1)), first, last)
+
+
+def seqs(log: Log) -> list[int]:
+    return [record.seq for record in log.read(10_000, 1 << 24)]
+
+
+def write_segment(folder: Path, data: bytes, number: int = 1) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{number:08d}.seg").write_bytes(data)
+
+
+def segment_bytes(*entries: bytes, first_seq: int = 1, epoch: str = EPOCH) -> bytes:
+    return logs.encode_header("details", epoch, "boot-1", first_seq) + b"".join(entries)
+
+
+# Refusals
+
+
+def test_a_later_schema_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "JOURNAL_SCHEMA", 2)
+    data = segment_bytes(entry(1))
+    monkeypatch.undo()
+    write_segment(tmp_path, data)
+    with pytest.raises(DeviceError, match="journal schema 2, this version reads 1"):
+        open_log(tmp_path)
+
+
+def test_a_segment_of_the_other_stream_is_refused(tmp_path: Path) -> None:
+    write_segment(tmp_path, logs.encode_header("events", EPOCH, "b", 1) + entry(1))
+    with pytest.raises(DeviceError, match="does not belong to the stream details"):
+        open_log(tmp_path)
+
+
+def test_a_file_in_the_way_of_the_folder_is_a_device_error(tmp_path: Path) -> None:
+    (tmp_path / "details").write_text("here")
+    with pytest.raises(DeviceError, match="file, not a folder"):
+        open_log(tmp_path / "details")
+
+
+# Damage
+
+
+def test_truncation_at_every_byte_leaves_the_records_before_it(tmp_path: Path) -> None:
+    parts = [entry(seq) for seq in range(1, 5)]
+    data = segment_bytes(*parts)
+    ends = [ENTRIES_AT + sum(map(len, parts[: n + 1])) for n in range(len(parts))]
+    for size in range(len(data) + 1):
+        write_segment(tmp_path, data[:size])
+        log = open_log(tmp_path)
+        assert seqs(log) == [n + 1 for n, end in enumerate(ends) if end <= size], size
+        assert not log.has_losses, size
+
+
+def test_a_flip_of_every_byte_costs_at_most_the_record_hit_and_is_declared(tmp_path: Path) -> None:
+    parts = [entry(seq) for seq in range(1, 5)]
+    data = segment_bytes(*parts, entry(4, kind=SEAL))
+    ends = [ENTRIES_AT + sum(map(len, parts[: n + 1])) for n in range(len(parts))]
+    for place in range(len(data)):
+        write_segment(tmp_path, data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
+        log = open_log(tmp_path)
+        hit = next((n + 1 for n, end in enumerate(ends) if ENTRIES_AT <= place < end), None)
+        records = log.read(100, 1 << 20)
+        assert [record.seq for record in records] == [seq for seq in (1, 2, 3, 4) if seq != hit], place
+        assert all(record.payload == {"n": record.seq} and record.epoch == EPOCH for record in records), place
+        assert log.losses(10) == ([Loss(EPOCH, hit, hit, "damaged", 1)] if hit else []), place
+        assert all(record.boot == "boot-1" for record in records), place
+
+
+def test_without_both_headers_the_records_keep_their_ids(tmp_path: Path) -> None:
+    data = segment_bytes(entry(7), entry(8), first_seq=7)
+    write_segment(tmp_path, bytes(ENTRIES_AT) + data[ENTRIES_AT:])
+    records = open_log(tmp_path).read(10, 1000)
+    assert [(record.epoch, record.seq, record.boot) for record in records] == [(EPOCH, 7, ""), (EPOCH, 8, "")]
+
+
+def test_a_lost_header_takes_the_boot_from_a_sister_segment(tmp_path: Path) -> None:
+    write_segment(tmp_path, bytes(ENTRIES_AT) + entry(1), 1)
+    write_segment(tmp_path, segment_bytes(entry(2), first_seq=2), 2)
+    assert [record.boot for record in open_log(tmp_path).read(10, 1000)] == ["boot-1", "boot-1"]
+
+
+def test_a_segment_in_the_middle_that_vanished_is_a_declared_gap(tmp_path: Path) -> None:
+    for number in (1, 3):
+        write_segment(tmp_path, segment_bytes(entry(number), first_seq=number), number)
+    log = open_log(tmp_path)
+    assert seqs(log) == [1, 3]
+    assert log.losses(10) == [Loss(EPOCH, 2, 2, "damaged", 1)]
+
+
+def test_a_declared_gap_is_not_declared_again(tmp_path: Path) -> None:
+    loss = Loss(EPOCH, 2, 3, "damaged", 2)
+    gap = entry(1, "ff" * 8, GAP, loss.payload())
+    write_segment(tmp_path, segment_bytes(entry(1), entry(4)), 1)
+    write_segment(tmp_path, segment_bytes(gap, epoch="ff" * 8), 2)
+    log = open_log(tmp_path)
+    assert log.losses(10) == []
+    assert seqs(log) == [1, 4, 1]
+    assert not log.has_losses
+
+
+def test_an_id_that_is_on_disk_twice_is_read_once_from_the_later_segment(tmp_path: Path) -> None:
+    # The write of 2 to 4 failed with a hole in it and was repeated in the next segment.
+    write_segment(tmp_path, segment_bytes(entry(1), entry(2), entry(4)), 1)
+    write_segment(tmp_path, segment_bytes(entry(2), entry(3), entry(4), entry(5), first_seq=2), 2)
+    log = open_log(tmp_path)
+    assert seqs(log) == [1, 2, 3, 4, 5]
+    assert not log.has_losses
+
+
+def test_a_segment_given_up_before_the_power_went_is_not_read(tmp_path: Path) -> None:
+    gap = entry(3, kind=GAP, payload=Loss(EPOCH, 1, 2, "dropped", 2).payload())
+    write_segment(tmp_path, segment_bytes(entry(1), entry(2)), 1)
+    write_segment(tmp_path, segment_bytes(gap, entry(4), first_seq=3), 2)
+    log = open_log(tmp_path)
+    assert seqs(log) == [3, 4]
+    assert not (tmp_path / "00000001.seg").exists()
+
+
+def test_a_segment_of_noise_stops_nothing(tmp_path: Path) -> None:
+    write_segment(tmp_path, os.urandom(5000), 1)
+    write_segment(tmp_path, segment_bytes(entry(1), entry(2)), 2)
+    assert seqs(open_log(tmp_path)) == [1, 2]
+
+
+@given(st.binary(max_size=600))
+@settings(max_examples=200, deadline=None)
+def test_any_bytes_are_read_without_an_error(data: bytes) -> None:
+    marked = data + entry(9) + data
+    found = [item.seq for item in logs.entries(marked, 0, 1)]
+    assert found == [9]
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 6)), max_size=8), st.integers(1, 40), st.integers(0, 10))
+def test_ranges_agree_with_sets(parts: list[tuple[int, int]], first: int, length: int) -> None:
+    ranges, members = Ranges(), set()
+    for low, size in parts:
+        ranges.add("e", low, low + size)
+        members |= set(range(low, low + size + 1))
+    missing = [seq for low, high in ranges.missing_from("e", first, first + length) for seq in range(low, high + 1)]
+    assert missing == [seq for seq in range(first, first + length + 1) if seq not in members]
+
+
+def test_pages_that_cannot_be_read_cost_only_their_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = segment_bytes(*(entry(seq, payload={"text": "x" * 900}) for seq in range(1, 21)))
+    write_segment(tmp_path, data)
+    real = os.pread
+
+    def broken(handle: int, size: int, offset: int) -> bytes:
+        if offset <= 8192 < offset + size and size > 300:
+            raise OSError(5, "Input/output error")
+        return real(handle, size, offset)
+
+    monkeypatch.setattr(os, "pread", broken)
+    log = open_log(tmp_path)
+    got = seqs(log)
+    assert 12 <= len(got) < 20
+    assert [seq for loss in log.losses(10) for seq in range(loss.first, loss.last + 1)] == sorted(
+        set(range(1, 21)) - set(got)
+    )
+
+
+# The cursor
+
+
+def test_the_cursor_survives_damage_of_its_newest_slot_by_the_older_one(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    commit(log, 1, 6)
+    for seq in (2, 4):
+        assert log.acknowledge(EPOCH, seq)
+        log.save_cursor()
+    data = bytearray((tmp_path / "cursor").read_bytes())
+    data[3] ^= 1  # generation 2 stands in slot 0
+    (tmp_path / "cursor").write_bytes(data)
+    again = open_log(tmp_path, "ff" * 8)
+    assert again.acknowledged == (EPOCH, 2)
+    assert seqs(again) == [3, 4, 5, 6]
+    assert not again.has_losses
+
+
+def test_without_any_cursor_everything_on_disk_is_read_again(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    commit(log, 1, 3)
+    log.acknowledge(EPOCH, 3)
+    log.save_cursor()
+    (tmp_path / "cursor").write_bytes(b"")
+    assert seqs(open_log(tmp_path, "ff" * 8)) == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("epoch", "seq"), [("ff" * 8, 1), (EPOCH, 9), (EPOCH, 2), (EPOCH, 1), (EPOCH, 0)])
+def test_an_unknown_or_old_acknowledgement_changes_nothing(tmp_path: Path, epoch: str, seq: int) -> None:
+    log = open_log(tmp_path)
+    commit(log, 1, 4)
+    assert log.acknowledge(EPOCH, 2)
+    assert not log.acknowledge(epoch, seq)
+    assert seqs(log) == [3, 4]
+
+
+def test_segments_behind_the_cursor_are_deleted(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_bytes_max=4096)
+    for first in range(1, 301, 20):
+        commit(log, first, first + 19)
+    before = len(list(tmp_path.glob("*.seg")))
+    assert before > 3
+    log.acknowledge(EPOCH, 290)
+    log.save_cursor()
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+    assert seqs(log) == list(range(291, 301))
+
+
+def test_segments_that_were_not_deleted_after_the_acknowledgement_go_at_the_next_open(tmp_path: Path) -> None:
+    log = open_log(tmp_path / "a", segment_bytes_max=4096)
+    for first in range(1, 301, 20):
+        commit(log, first, first + 19)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    log.acknowledge(EPOCH, 250)
+    log.save_cursor()
+    shutil.copy(tmp_path / "a" / "cursor", tmp_path / "b" / "cursor")
+    again = open_log(tmp_path / "b", "ff" * 8)
+    assert seqs(again) == list(range(251, 301))
+    assert {path.name for path in (tmp_path / "a").iterdir()} == {path.name for path in (tmp_path / "b").iterdir()}
+
+
+# Order and bounds
+
+
+def test_epochs_are_read_in_the_order_of_their_openings(tmp_path: Path) -> None:
+    for epoch in ("ee" * 8, "11" * 8, "aa" * 8):
+        log = open_log(tmp_path, epoch)
+        commit(log, 1, 2)
+        log.close()
+    read = open_log(tmp_path, "00" * 8).read(10, 10_000)
+    assert [(record.epoch[:2], record.seq) for record in read] == [
+        ("ee", 1), ("ee", 2), ("11", 1), ("11", 2), ("aa", 1), ("aa", 2)
+    ]  # fmt: skip
+
+
+def test_read_keeps_both_bounds_and_gives_one_record_at_least(tmp_path: Path) -> None:
+    log = open_log(tmp_path)
+    commit(log, 1, 10)
+    assert [len(log.read(3, 1 << 20)), len(log.read(100, 1)), len(log.read(100, 2 * len(entry(1))))] == [3, 1, 2]
+
+
+def test_gaps_inside_a_segment_that_is_given_up_are_declared_anew(tmp_path: Path) -> None:
+    log = open_log(tmp_path, segment_bytes_max=4096)
+    older = Loss("77" * 8, 5, 9, "dropped", 5)
+    log.commit(entry(1, kind=GAP, payload=older.payload()), 1, 1)
+    for first in range(2, 202, 20):
+        commit(log, first, first + 19)
+    last = max(item.seq for item in logs.entries((tmp_path / "00000001.seg").read_bytes(), ENTRIES_AT, 1))
+    total = sum(path.stat().st_size for path in tmp_path.glob("*.seg"))
+    losses = log.make_room(1, total)
+    assert sorted(losses, key=lambda loss: loss.first) == [Loss(EPOCH, 1, last, "dropped", last), older]
+    assert (tmp_path / "00000001.seg").exists()  # until the commit that declares it
+    commit(log, 202, 202)
+    assert not (tmp_path / "00000001.seg").exists()
+    assert seqs(log)[0] == last + 1
+
+
+def test_walk_reports_what_a_seal_says_is_missing() -> None:
+    segment = logs.Segment(1, Path("x"), EPOCH, "b", 1, 0, 0)
+    data = segment_bytes(entry(1), entry(3, kind=SEAL))
+    items = list(logs.walk([(segment, data, 0)], "", 0))
+    assert [type(item) for item in items] == [Entry, Hole]
+    assert items[1] == Hole(EPOCH, 2, 3, 1)
