@@ -27,7 +27,7 @@ from .journal import Journal
 from .package import PACKAGE_BYTES_MAX, Package
 from .pipeline import Pipeline
 from .probe import probe
-from .slots import Event, Held, Slot, State, boot, mark_failed, step
+from .slots import Event, Held, Slot, State, boot, mark_failed, step, unstage
 from .store import SlotStore
 from .sync import Known, Sync, read_refusal
 from .types import Json
@@ -125,6 +125,9 @@ class Agent:
         with self._lock:
             for model in self._store.models():
                 before = self._store.read(model)
+                if before.state is State.STAGED:
+                    before = unstage(before)  # a power cut during the probe: the package is asked for again
+                    self._store.write(model, before)
                 after = boot(before)
                 if after != before:
                     self._store.write(model, after)
@@ -336,7 +339,8 @@ class Agent:
         for model in self._store.models():
             slot = self._store.read(model)
             if slot.active is not None:
-                running.append(RunningModel(model, slot.active.version, slot.active.sha256, str(slot.state)))
+                state = slot.under if slot.state is State.STAGED else slot.state
+                running.append(RunningModel(model, slot.active.version, slot.active.sha256, str(state)))
         return running
 
     def _apply(self, desired: Desired) -> None:
@@ -359,7 +363,7 @@ class Agent:
 
     def _adopt(self, model: str, slot: Slot, held: Held) -> None:
         """The package that runs already is wanted by another deployment: nothing to do but to say so."""
-        self._store.write(model, replace(slot, active=held, candidate=held if slot.candidate else None))
+        self._store.write(model, replace(slot, active=held))
         self._report(model, held, str(slot.state))
 
     def _install_desired(self, wanted: DesiredModel) -> None:
@@ -449,7 +453,12 @@ class Agent:
             self.tick()
 
     def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, and note that this start ended well: only crashes count against a trial."""
+        with self._lock:
+            for model in self._store.models():
+                slot = self._store.read(model)
+                if slot.boots:
+                    self._store.write(model, replace(slot, boots=0))
         if self._http is not None:
             self._http.close()
 

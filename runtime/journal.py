@@ -26,14 +26,14 @@ from typing import Final, Self
 from .clock import Clock
 from .errors import ConfigError, DeviceError, JournalFullError, TinyLCMError, WireError
 from .files import device_error, make_folder
-from .log import (
+from .log import Log
+from .segments import (
     BOOT_BYTES_MAX,
     CURSOR_BYTES,
     ENTRIES_AT,
     ENTRY_BYTES,
     GAP,
     RECORD,
-    Log,
     Loss,
     encode_body,
     encode_entry,
@@ -343,7 +343,7 @@ class Journal:
                 + (state.failed or "the disk is slower than the records come")
             )
         if state.name == "events":
-            on_disk = state.log.sizes()[0]
+            on_disk = state.log.charged_bytes
             queued = state.queue_bytes + (state.batch.size if state.batch else 0)
             headers = _MARGIN_BYTES * (2 + queued // limits.segment_bytes_max)
             if on_disk + queued + size + headers > limits.events_bytes_max:

@@ -75,10 +75,11 @@ class Slot:
     """One model's slot.
 
     Attributes:
-        active: what runs now: the candidate in a trial, else the confirmed package.
-        previous: the confirmed package that a rollback brings back.
-        candidate: what is staged or on trial.
-        boots: starts of the device during the present trial.
+        active: what runs now, on trial or confirmed.
+        previous: the package that a failed trial or a rollback brings back.
+        candidate: what is staged and runs nowhere yet.
+        under: the state of `active` while a candidate is staged.
+        boots: starts of the device during the present trial that did not end well.
         failed: (deployment, sha256) pairs that failed here, newest last.
     """
 
@@ -86,6 +87,7 @@ class Slot:
     active: Held | None = None
     previous: Held | None = None
     candidate: Held | None = None
+    under: State = State.EMPTY
     boots: int = 0
     failed: tuple[tuple[int, str], ...] = ()
 
@@ -113,13 +115,14 @@ def step(slot: Slot, event: Event, held: Held | None = None) -> Slot:
     if event is Event.STAGE:
         if held is None:
             raise ModelError("staging needs a package")
-        confirmed = slot.previous if slot.state is State.TRIAL else slot.active
-        before = slot.previous if slot.state is not State.TRIAL else None
-        return replace(slot, state=State.STAGED, active=confirmed, previous=before, candidate=held, boots=0)
+        under = slot.under if slot.state is State.STAGED else slot.state
+        return replace(slot, state=State.STAGED, under=under, candidate=held)
     if event is Event.PROBE_PASSED:
-        return replace(slot, state=State.TRIAL, active=slot.candidate, previous=slot.active, boots=0)
+        # A package that was itself still on trial is no place to fall back to, unless there is nothing better.
+        safe = slot.active if slot.under is State.CONFIRMED else slot.previous or slot.active
+        return Slot(State.TRIAL, active=slot.candidate, previous=safe, failed=slot.failed)
     if event is Event.TRIAL_PASSED:
-        return replace(slot, state=State.CONFIRMED, candidate=None, boots=0)
+        return replace(slot, state=State.CONFIRMED, boots=0)
     return _back(slot, event)
 
 
@@ -133,13 +136,16 @@ def _back(slot: Slot, event: Event) -> Slot:
     if culprit is not None:
         slot = mark_failed(slot, culprit)
     if event is Event.PROBE_FAILED:
-        active, previous = slot.active, slot.previous
-    elif slot.state is State.CONFIRMED and slot.previous is None:
+        return replace(slot, state=slot.under, under=State.EMPTY, candidate=None)
+    if slot.state is State.CONFIRMED and slot.previous is None:
         raise ModelError("there is no earlier package to roll back to")
-    else:
-        active, previous = slot.previous, None
-    state = State.CONFIRMED if active is not None else State.EMPTY
-    return Slot(state=state, active=active, previous=previous, failed=slot.failed)
+    state = State.CONFIRMED if slot.previous is not None else State.EMPTY
+    return Slot(state=state, active=slot.previous, failed=slot.failed)
+
+
+def unstage(slot: Slot) -> Slot:
+    """Forget a candidate whose probe never ended; it did not fail and may come again."""
+    return replace(slot, state=slot.under, under=State.EMPTY, candidate=None) if slot.state is State.STAGED else slot
 
 
 def boot(slot: Slot) -> Slot:
@@ -161,6 +167,7 @@ def slot_to_json(slot: Slot) -> dict[str, Json]:
         "active": _held_json(slot.active),
         "previous": _held_json(slot.previous),
         "candidate": _held_json(slot.candidate),
+        "under": str(slot.under),
         "boots": slot.boots,
         "failed": [[deployment, sha256] for deployment, sha256 in slot.failed],
     }
@@ -181,7 +188,7 @@ def slot_from_json(document: object) -> Slot:
     """
     fields = Fields(document, "slot", ModelError)
     try:
-        state = State(fields.text("state"))
+        state, under = State(fields.text("state")), State(fields.text("under", str(State.EMPTY)))
     except ValueError as error:
         raise fields.fail("state", "is none that a slot has") from error
     failed = []
@@ -194,6 +201,7 @@ def slot_from_json(document: object) -> Slot:
         active=_held(fields, "active"),
         previous=_held(fields, "previous"),
         candidate=_held(fields, "candidate"),
+        under=under,
         boots=fields.natural("boots", 0),
         failed=tuple(failed),
     )

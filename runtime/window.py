@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from tinylcm._ext.ring import BAD_LENGTH, BAD_TYPE, DUE, NOT_FINITE, OK, Ring, copy_finite
+from tinylcm._ext.ring import BAD_LENGTH, DUE, NOT_FINITE, OK, Ring, copy_finite
 
 from .errors import ConfigError, InputError
 from .package import InputSpec, WindowSpec
@@ -64,7 +64,7 @@ class Windower:
             if status == OK:
                 self.offered += 1
                 return
-            if not (status == BAD_TYPE and item and isinstance(item[0], list | tuple | np.ndarray)):
+            if not (item and isinstance(item[0], list | tuple | np.ndarray)):
                 yield self._refuse(status, item)
                 return
         yield from self._feed_block(item)

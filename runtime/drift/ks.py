@@ -48,7 +48,7 @@ class BinnedKS:
         threshold: float,
         window: int = 500,
     ) -> None:
-        if not 0 < threshold < 1 or window < 1 or not edges or len(edges) != len(counts):
+        if not 0 < threshold < 1 or window < 1 or len(edges) < 1 or len(edges) != len(counts):
             raise ConfigError("BinnedKS: expected 0 < threshold < 1, window >= 1, and counts for each signal's edges")
         for line, bins in zip(edges, counts, strict=True):
             if len(line) != len(bins) + 1 or len(bins) < 2 or any(not b > a for a, b in pairwise(line)):
@@ -106,6 +106,7 @@ class BinnedKS:
     def reset(self) -> None:
         """Forget the window."""
         self._core.clear()
+        self._distances = [math.nan] * len(self._edges)
         self._latch.reset()
 
 

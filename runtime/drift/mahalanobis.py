@@ -48,7 +48,7 @@ class Mahalanobis:
         window: int = 50,
         shrinkage: float = 0.05,
     ) -> None:
-        if not threshold > 0 or window < 1 or not 0 <= shrinkage <= 1 or len(mean) != len(std) or not mean:
+        if not threshold > 0 or window < 1 or not 0 <= shrinkage <= 1 or len(mean) != len(std) or len(mean) < 1:
             raise ConfigError("Mahalanobis: expected threshold > 0, window >= 1, 0 <= shrinkage <= 1, d means and stds")
         matrix = np.eye(len(mean)) if correlation is None else np.asarray(correlation, dtype=np.float64)
         if matrix.shape != (len(mean), len(mean)) or not np.allclose(matrix, matrix.T) or not np.isfinite(matrix).all():

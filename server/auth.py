@@ -1,0 +1,285 @@
+"""Who is asking: user tokens with roles, join tokens, device keys, dashboard sessions; and the audit of changes.
+
+Secrets are 256 random bits, stored as SHA-256 and compared in constant time. What is not granted is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from .db import Connection, Database, row, rows
+from .errors import ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
+
+SCOPES: Final = ("read", "models:write", "deployments:write", "devices:write", "labels:write", "admin")
+ROLES: Final[Mapping[str, frozenset[str]]] = {
+    "viewer": frozenset({"read"}),
+    "scientist": frozenset({"read", "models:write", "labels:write"}),
+    "engineer": frozenset({"read", "models:write", "deployments:write", "devices:write", "labels:write"}),
+    "operator": frozenset({"read", "deployments:write", "devices:write", "labels:write"}),
+    "admin": frozenset(SCOPES),
+}
+_DAY_S: Final = 86400
+_TOKENS_LISTED_MAX: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks: a `user` with scopes, or a `device`."""
+
+    kind: str
+    id: str
+    name: str
+    scopes: frozenset[str] = frozenset()
+    session: bool = False
+
+    @property
+    def who(self) -> str:
+        """The form in the audit."""
+        return f"{self.kind}:{self.id}"
+
+
+class NewToken(msgspec.Struct, frozen=True):
+    """A token just made; its secret is never shown again."""
+
+    token: str
+    id: str
+    name: str
+    role: str
+    expires_at: float | None
+
+
+class TokenView(msgspec.Struct, frozen=True):
+    """A user token without its secret."""
+
+    id: str
+    name: str
+    role: str
+    created_at: float
+    expires_at: float | None
+    revoked_at: float | None
+
+
+class TokenRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask for a user token."""
+
+    role: str
+    name: str = ""
+    days: int | None = None
+
+
+class AuditEntry(msgspec.Struct, frozen=True):
+    """One change."""
+
+    id: int
+    at: float
+    who: str
+    what: str
+    target: str
+
+
+def hash_secret(secret: str) -> str:
+    """What is stored of a secret."""
+    return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
+
+
+def audit(connection: Connection, who: str, what: str, target: str, now_s: float) -> None:
+    """Note a change, in the same transaction as the change."""
+    connection.execute("INSERT INTO audit (at, who, what, target) VALUES (?, ?, ?, ?)", (now_s, who, what, target))
+
+
+def create_token(db: Database, request: TokenRequest, who: str, now_s: float) -> NewToken:
+    """Make a user token.
+
+    Raises:
+        InvalidError: the role does not exist, or the days are not positive.
+    """
+    if request.role not in ROLES:
+        raise InvalidError(f"role: {request.role!r} does not exist; there are {', '.join(ROLES)}")
+    if request.days is not None and not 0 < request.days <= 36500:
+        raise InvalidError(f"days: is {request.days}, expected 1 to 36500")
+    if len(request.name) > 200:
+        raise InvalidError("name: has more than 200 characters")
+    token_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+    expires_at = now_s + request.days * _DAY_S if request.days is not None else None
+
+    def job(connection: Connection) -> None:
+        connection.execute(
+            "INSERT INTO user_token (id, secret_sha256, name, role, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)",
+            (token_id, hash_secret(secret), request.name, request.role, now_s, expires_at),
+        )
+        audit(connection, who, "token.create", f"{token_id} {request.role}", now_s)
+
+    db.write(job)
+    return NewToken(f"ts_{token_id}_{secret}", token_id, request.name, request.role, expires_at)
+
+
+def list_tokens(db: Database) -> list[TokenView]:
+    """Every user token, oldest first."""
+    sql = "SELECT id, name, role, created_at, expires_at, revoked_at FROM user_token ORDER BY created_at LIMIT ?"
+    return [TokenView(*found) for found in db.read(lambda connection: rows(connection, sql, (_TOKENS_LISTED_MAX,)))]
+
+
+def revoke_token(db: Database, token_id: str, who: str, now_s: float) -> None:
+    """End a user token and its sessions.
+
+    Raises:
+        NotFoundError: there is no such token.
+    """
+
+    def job(connection: Connection) -> None:
+        changed = connection.execute(
+            "UPDATE user_token SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL", (now_s, token_id)
+        )
+        if changed.rowcount == 0:
+            raise NotFoundError(f"there is no live token {token_id!r:.40}; see `tinysphere token list`")
+        connection.execute("DELETE FROM session WHERE token_id = ?", (token_id,))
+        audit(connection, who, "token.revoke", token_id, now_s)
+
+    db.write(job)
+
+
+def create_join_token(db: Database, uses_max: int, ttl_s: int, who: str, now_s: float) -> str:
+    """Make a token that `uses_max` devices may enrol with during `ttl_s` seconds.
+
+    Raises:
+        InvalidError: a bound is not positive.
+    """
+    if not 0 < uses_max <= 1_000_000 or not 0 < ttl_s <= 3650 * _DAY_S:
+        raise InvalidError("uses and ttl_s must be positive: at most 1000000 uses and ten years")
+    token_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+
+    def job(connection: Connection) -> None:
+        connection.execute(
+            "INSERT INTO join_token (id, secret_sha256, uses, uses_max, created_at, expires_at) VALUES (?,?,0,?,?,?)",
+            (token_id, hash_secret(secret), uses_max, now_s, now_s + ttl_s),
+        )
+        audit(connection, who, "join.create", token_id, now_s)
+
+    db.write(job)
+    return f"tj_{token_id}_{secret}"
+
+
+def split_token(token: str, prefix: str) -> tuple[str, str]:
+    """A token's id and secret; empty when it is none of this kind."""
+    found, _, rest = token.partition("_")
+    token_id, _, secret = rest.partition("_")
+    return (token_id, secret) if found == prefix and len(token) <= 200 else ("", "")
+
+
+def same_secret(secret: str, stored_sha256: str) -> bool:
+    """Compare in constant time."""
+    return hmac.compare_digest(hash_secret(secret), stored_sha256)
+
+
+def _user(db: Database, token_id: str, now_s: float, *, session: bool) -> tuple[Principal, str]:
+    found = db.read(lambda connection: row(connection, "SELECT * FROM user_token WHERE id = ?", (token_id,)))
+    if found is None:
+        raise UnauthorizedError("the token is not known here; make one with `tinysphere token create`")
+    if found["revoked_at"] is not None or (found["expires_at"] is not None and found["expires_at"] <= now_s):
+        raise UnauthorizedError("the token has expired or was revoked; make one with `tinysphere token create`")
+    scopes = ROLES.get(found["role"], frozenset())
+    return Principal("user", token_id, found["name"], scopes, session), str(found["secret_sha256"])
+
+
+def authenticate_user(db: Database, token: str, now_s: float) -> Principal:
+    """Who holds a user token.
+
+    Raises:
+        UnauthorizedError: it is not known, has expired or was revoked.
+    """
+    token_id, secret = split_token(token, "ts")
+    principal, stored = _user(db, token_id, now_s, session=False)
+    if not same_secret(secret, stored):
+        raise UnauthorizedError("the token is not known here; make one with `tinysphere token create`")
+    return principal
+
+
+def authenticate_device(db: Database, key: str) -> Principal:
+    """Which device holds a key `<device id>.<secret>`.
+
+    Raises:
+        UnauthorizedError: no device has it.
+    """
+    device_id, _, secret = key.partition(".")
+    found = db.read(
+        lambda connection: row(connection, "SELECT name, secret_sha256 FROM device WHERE id = ?", (device_id,))
+    )
+    if found is None or not same_secret(secret, found["secret_sha256"]):
+        raise UnauthorizedError("the device key is not known here; enrol the device again with a new join string")
+    return Principal("device", device_id, found["name"])
+
+
+def authenticate(db: Database, bearer: str, now_s: float) -> Principal:
+    """Who holds a bearer key of either kind.
+
+    Raises:
+        UnauthorizedError: nobody.
+    """
+    if bearer.startswith("ts_"):
+        return authenticate_user(db, bearer, now_s)
+    if "." in bearer:
+        return authenticate_device(db, bearer)
+    raise UnauthorizedError("send `Authorization: Bearer` with a user token (ts_...) or a device key")
+
+
+def create_session(db: Database, token: str, session_s: int, now_s: float) -> str:
+    """Sign in with a user token; returns the secret for the cookie.
+
+    Raises:
+        UnauthorizedError: the token is not valid.
+    """
+    principal, secret = authenticate_user(db, token, now_s), secrets.token_urlsafe(32)
+
+    def job(connection: Connection) -> None:
+        connection.execute("DELETE FROM session WHERE expires_at <= ?", (now_s,))
+        connection.execute(
+            "INSERT INTO session (id_sha256, token_id, expires_at) VALUES (?, ?, ?)",
+            (hash_secret(secret), principal.id, now_s + session_s),
+        )
+
+    db.write(job)
+    return secret
+
+
+def authenticate_session(db: Database, secret: str, now_s: float) -> Principal:
+    """Who is signed in with a cookie.
+
+    Raises:
+        UnauthorizedError: nobody any more.
+    """
+    sql = "SELECT token_id FROM session WHERE id_sha256 = ? AND expires_at > ?"
+    found = db.read(lambda connection: row(connection, sql, (hash_secret(secret), now_s)))
+    if found is None:
+        raise UnauthorizedError("the session has ended; sign in again at /login")
+    return _user(db, found["token_id"], now_s, session=True)[0]
+
+
+def end_session(db: Database, secret: str) -> None:
+    """Sign out."""
+    db.write(lambda connection: connection.execute("DELETE FROM session WHERE id_sha256 = ?", (hash_secret(secret),)))
+
+
+def require(principal: Principal, scope: str) -> None:
+    """Refuse what is not granted: `device`, or a scope of users.
+
+    Raises:
+        ForbiddenError: with what is missing.
+    """
+    if scope == "device":
+        if principal.kind != "device":
+            raise ForbiddenError("only devices may do this, with their own key")
+    elif principal.kind != "user" or scope not in principal.scopes:
+        raise ForbiddenError(f"this needs the scope {scope}; ask for a token of a role that has it")
+
+
+def list_audit(db: Database, before_id: int, limit: int) -> list[AuditEntry]:
+    """The audit, newest first, one entry more than `limit` when there are more."""
+    sql = "SELECT id, at, who, what, target FROM audit WHERE id < ? ORDER BY id DESC LIMIT ?"
+    return [AuditEntry(*found) for found in db.read(lambda connection: rows(connection, sql, (before_id, limit + 1)))]

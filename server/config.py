@@ -1,0 +1,47 @@
+"""Every limit of the server, with its unit in its name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tinylcm.package import PACKAGE_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """What `create_app` is built from.
+
+    Attributes:
+        data: folder of the database, the blobs and the pinned roots.
+        writer_queue_max: jobs that may wait for the writer; more are answered with 503.
+        writer_group_max: jobs in one commit.
+        writer_timeout_s: how long a request waits for its commit.
+        json_bytes_max, sync_bytes_max, package_bytes_max: bodies of ordinary requests, of syncs and of uploads.
+        next_sync_s: when devices are told to come back.
+        online_s_min: a device counts as online for at least this long after its last sync.
+        session_s: life of a dashboard session.
+        page_items_max: items in one page of a list.
+        connections_max: open connections and tasks; more are answered with 503 by uvicorn.
+        keep_alive_s: how long an idle connection is kept.
+        stop_s: how long running requests may take after SIGTERM.
+        ca_pem: PEM of the authority that devices pin, or None.
+        secure_cookies: True when the server is reached by TLS.
+    """
+
+    data: Path
+    writer_queue_max: int = 2000
+    writer_group_max: int = 200
+    writer_timeout_s: float = 30.0
+    json_bytes_max: int = 1 << 20
+    sync_bytes_max: int = 4 << 20
+    package_bytes_max: int = PACKAGE_BYTES_MAX
+    next_sync_s: float = 30.0
+    online_s_min: float = 60.0
+    session_s: int = 12 * 3600
+    page_items_max: int = 500
+    connections_max: int = 1000
+    keep_alive_s: int = 75
+    stop_s: int = 10
+    ca_pem: bytes | None = None
+    secure_cookies: bool = False

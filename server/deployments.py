@@ -1,0 +1,206 @@
+"""Deployments: which version the devices that a selector matches should run.
+
+What a device should run of a model is the newest active deployment whose selector matches it. Whatever may change
+that raises the server's generation, so that a sync can answer "unchanged" by comparing two numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Final
+
+import msgspec
+
+from tinylcm.wire import Desired, DesiredModel
+
+from .auth import audit
+from .db import Connection, Database, Page, decode_cursor, meta, paged, raise_generation, row, rows
+from .errors import ForbiddenError, NotFoundError
+from .fleet import matches, parse_selector
+
+ACTIVE_MAX: Final = 10_000
+DEVICES_SHOWN_MAX: Final = 10_000
+_NO_ID: Final = (1 << 63) - 1
+
+
+class DeploymentRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Ask for a version on the devices that a selector matches."""
+
+    model: str
+    version: str
+    selector: str = "all"
+
+
+class DeviceState(msgspec.Struct, frozen=True):
+    """How far a deployment has come on one device."""
+
+    device_id: str
+    device_name: str
+    state: str
+    reason: str
+    updated_at: float
+
+
+class DeploymentView(msgspec.Struct, frozen=True):
+    """A deployment; `devices` is filled for a single one and counted in `states` for all."""
+
+    id: int
+    model: str
+    version: str
+    sha256: str
+    selector: str
+    state: str
+    created_at: float
+    created_by: str
+    states: dict[str, int]
+    devices: list[DeviceState]
+
+
+def create_in(connection: Connection, request: DeploymentRequest, who: str, now_s: float) -> DeploymentView:
+    """Make a deployment in a writing job.
+
+    Raises:
+        BadRequestError: the selector is malformed.
+        NotFoundError: the version was never uploaded.
+    """
+    parse_selector(request.selector)
+    version = row(
+        connection,
+        "SELECT sha256 FROM model_version WHERE model = ? AND version = ?",
+        (request.model, request.version),
+    )
+    if version is None:
+        raise NotFoundError(
+            f"there is no version {request.version!r:.50} of model {request.model!r:.70}; upload it first"
+        )
+    cursor = connection.execute(
+        "INSERT INTO deployment (model, version, sha256, selector, state, created_at, created_by)"
+        " VALUES (?, ?, ?, ?, 'active', ?, ?)",
+        (request.model, request.version, version["sha256"], request.selector, now_s, who),
+    )
+    raise_generation(connection)
+    deployment = int(cursor.lastrowid or 0)
+    audit(connection, who, "deployment.create", str(deployment), now_s)
+    return _get(connection, deployment)
+
+
+def abort(db: Database, deployment: int, who: str, now_s: float) -> DeploymentView:
+    """End a deployment: the devices go back to the newest other one that matches. Aborting again changes nothing.
+
+    Raises:
+        NotFoundError: there is none of this number.
+    """
+
+    def job(connection: Connection) -> DeploymentView:
+        changed = connection.execute(
+            "UPDATE deployment SET state = 'aborted' WHERE id = ? AND state = 'active'", (deployment,)
+        )
+        if changed.rowcount:
+            raise_generation(connection)
+            audit(connection, who, "deployment.abort", str(deployment), now_s)
+        return _get(connection, deployment)
+
+    return db.write(job)
+
+
+def _view(connection: Connection, found: sqlite3.Row, devices: list[DeviceState]) -> DeploymentView:
+    counts = rows(
+        connection,
+        "SELECT state, COUNT(*) AS n FROM device_deployment WHERE deployment = ? GROUP BY state",
+        (found["id"],),
+    )
+    return DeploymentView(
+        id=found["id"],
+        model=found["model"],
+        version=found["version"],
+        sha256=found["sha256"],
+        selector=found["selector"],
+        state=found["state"],
+        created_at=found["created_at"],
+        created_by=found["created_by"],
+        states={item["state"]: item["n"] for item in counts},
+        devices=devices,
+    )
+
+
+def _get(connection: Connection, deployment: int) -> DeploymentView:
+    found = row(connection, "SELECT * FROM deployment WHERE id = ?", (deployment,))
+    if found is None:
+        raise NotFoundError(f"there is no deployment {deployment}; see `tinysphere deployments`")
+    states = rows(
+        connection,
+        "SELECT s.device, COALESCE(d.name, ''), s.state, s.reason, s.updated_at FROM device_deployment s"
+        " LEFT JOIN device d ON d.id = s.device WHERE s.deployment = ? ORDER BY s.device LIMIT ?",
+        (deployment, DEVICES_SHOWN_MAX),
+    )
+    return _view(connection, found, [DeviceState(*state) for state in states])
+
+
+def get_deployment(db: Database, deployment: int) -> DeploymentView:
+    """One deployment with the state of each device.
+
+    Raises:
+        NotFoundError: there is none of this number.
+    """
+    return db.read(lambda connection: _get(connection, deployment))
+
+
+def list_deployments(db: Database, cursor: str | None, limit: int) -> Page[DeploymentView]:
+    """Deployments, newest first."""
+    before = decode_cursor(cursor, int, _NO_ID)
+
+    def job(connection: Connection) -> list[DeploymentView]:
+        sql = "SELECT * FROM deployment WHERE id < ? ORDER BY id DESC LIMIT ?"
+        return [_view(connection, found, []) for found in rows(connection, sql, (before, limit + 1))]
+
+    return paged(db.read(job), limit, lambda deployment: deployment.id)
+
+
+def desired_of(connection: Connection, device_id: str) -> Desired:
+    """What a device should run."""
+    device = row(connection, "SELECT name, labels FROM device WHERE id = ?", (device_id,))
+    generation = int(meta(connection, "generation"))
+    if device is None:
+        return Desired(generation)
+    labels, chosen = json.loads(device["labels"]), {}
+    active = rows(
+        connection,
+        "SELECT d.id, d.model, d.version, d.sha256, d.selector, v.size FROM deployment d"
+        " JOIN model_version v ON v.model = d.model AND v.version = d.version"
+        " WHERE d.state = 'active' ORDER BY d.id DESC LIMIT ?",
+        (ACTIVE_MAX,),
+    )
+    for found in active:
+        if found["model"] not in chosen and matches(
+            parse_selector(found["selector"]), device_id, device["name"], labels
+        ):
+            chosen[found["model"]] = DesiredModel(
+                model=found["model"],
+                version=found["version"],
+                sha256=found["sha256"],
+                size=found["size"],
+                url=f"/api/v1/packages/{found['sha256']}",
+                deployment=found["id"],
+            )
+    return Desired(generation, tuple(chosen[name] for name in sorted(chosen)))
+
+
+def offer(connection: Connection, device_id: str, desired: Desired, now_s: float) -> None:
+    """Note what was offered, where nothing is known of it yet."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO device_deployment (deployment, device, state, reason, updated_at)"
+        " VALUES (?, ?, 'offered', '', ?)",
+        [(model.deployment, device_id, now_s) for model in desired.models],
+    )
+
+
+def check_may_fetch(db: Database, device_id: str, sha256: str) -> None:
+    """Refuse a device a package that it is not meant to run.
+
+    Raises:
+        ForbiddenError: no active deployment means this device.
+    """
+    desired = db.read(lambda connection: desired_of(connection, device_id))
+    if all(model.sha256 != sha256 for model in desired.models):
+        raise ForbiddenError("no active deployment means this device to run this package; sync again")

@@ -1,0 +1,382 @@
+"""What a sync means: records are settled in order, each exactly once; the answer tells the device what to run.
+
+A record's id is (device, stream, epoch, seq). One watermark per (device, stream, epoch) holds the last settled seq:
+what is not above it was seen before and changes nothing. A refused record is settled too, its reason is kept. A seq
+that jumps leaves a gap row, until a `gap` record says why. Everything of one sync is one transaction.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Final
+
+from tinylcm.checks import INTEGER_MAX, Fields
+from tinylcm.errors import WireError
+from tinylcm.types import Record, Stream
+from tinylcm.wire import (
+    STREAMS,
+    Desired,
+    Refused,
+    SyncRequest,
+    SyncResponse,
+    finite,
+    record_from_json,
+    record_id,
+)
+
+from . import deployments
+from .db import Connection, Database, meta, row
+
+DEPLOYMENT_STATES: Final = frozenset(
+    {"offered", "downloading", "staged", "refused", "trial", "confirmed", "rolled_back"}
+)
+BUCKETS_MAX: Final = 4096
+LABELS_MAX: Final = 10_000
+REASON_CHARACTERS_MAX: Final = 1000
+
+
+class _Times:
+    """Server time of a device's records, from the anchors of its boots."""
+
+    def __init__(self, connection: Connection, device: str) -> None:
+        self._connection, self._device = connection, device
+        self._known: dict[str, tuple[int, float] | None] = {}
+
+    def at(self, record: Record) -> float | None:
+        """Unix seconds on the server's clock, or None when the boot was never anchored."""
+        if record.boot not in self._known:
+            found = row(
+                self._connection,
+                "SELECT boot_ns, received_at FROM anchor WHERE device = ? AND boot = ?",
+                (self._device, record.boot),
+            )
+            self._known[record.boot] = (found["boot_ns"], found["received_at"]) if found else None
+        anchor = self._known[record.boot]
+        return None if anchor is None else anchor[1] - (anchor[0] - record.boot_ns) / 1e9
+
+
+def sync(db: Database, device: str, request: SyncRequest, now_s: float, next_sync_s: float) -> SyncResponse:
+    """Settle a device's records and say what it should run; returns after the commit.
+
+    Raises:
+        BusyError: too many changes wait; nothing was settled.
+        StorageError: the disk refuses; nothing was settled.
+    """
+    return db.write(lambda connection: sync_in(connection, db.instance, device, request, now_s, next_sync_s))
+
+
+def sync_in(
+    connection: Connection, instance: str, device: str, request: SyncRequest, now_s: float, next_sync_s: float
+) -> SyncResponse:
+    """The body of `sync`, in a writing job."""
+    _note_device(connection, device, request, now_s, next_sync_s)
+    times = _Times(connection, device)
+    acked: dict[str, tuple[str, int] | None] = {}
+    refused: list[Refused] = []
+    batches: dict[Stream, Sequence[object]] = {"events": request.events, "details": request.details}
+    for stream in STREAMS:
+        acked[stream] = _settle(connection, device, stream, batches[stream], times, now_s, refused)
+    desired: Desired | None = None
+    if request.server_instance != instance or request.generation != int(meta(connection, "generation")):
+        desired = deployments.desired_of(connection, device)
+        deployments.offer(connection, device, desired, now_s)
+    return SyncResponse(
+        acked=acked,
+        server_instance=instance,
+        server_time=now_s,
+        next_sync_s=next_sync_s,
+        desired="unchanged" if desired is None else desired,
+        refused=tuple(refused),
+    )
+
+
+def _note_device(
+    connection: Connection, device: str, request: SyncRequest, now_s: float, next_sync_s: float
+) -> None:
+    connection.execute(
+        "UPDATE device SET last_seen_at = ?, clock_offset_s = ?, running = ?, next_sync_s = ?,"
+        " capabilities = CASE WHEN ? = '{}' THEN capabilities ELSE ? END WHERE id = ?",
+        (
+            now_s,
+            request.anchor.wall_s - now_s,
+            json.dumps([asdict(running) for running in request.running]),
+            next_sync_s,
+            *(json.dumps(request.capabilities),) * 2,
+            device,
+        ),
+    )
+    connection.execute(
+        "INSERT INTO anchor (device, boot, boot_ns, device_wall_s, received_at) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (device, boot) DO UPDATE SET boot_ns = excluded.boot_ns,"
+        " device_wall_s = excluded.device_wall_s, received_at = excluded.received_at",
+        (device, request.boot, request.anchor.boot_ns, request.anchor.wall_s, now_s),
+    )
+
+
+def _settle(
+    connection: Connection,
+    device: str,
+    stream: Stream,
+    items: Sequence[object],
+    times: _Times,
+    now_s: float,
+    refused: list[Refused],
+) -> tuple[str, int] | None:
+    marks: dict[str, int] = {}
+    accepted: list[tuple[str, str, str, int, str, str, int, float | None, float, str]] = []
+    last: tuple[str, int] | None = None
+    for item in items:
+        identity = record_id(item)
+        if identity is None:
+            continue  # it cannot be named, so it cannot be settled by itself; what follows settles it
+        last = identity
+        epoch, seq = identity
+        if epoch not in marks:
+            marks[epoch] = _watermark(connection, device, stream, epoch)
+        if seq <= marks[epoch]:
+            continue
+        if seq > marks[epoch] + 1:
+            _gap(connection, device, stream, epoch, marks[epoch] + 1, seq - 1, None, seq - 1 - marks[epoch], now_s)
+        marks[epoch] = seq
+        try:
+            record = record_from_json(item)
+            at = times.at(record)
+            _store(connection, device, stream, record, at, now_s)
+        except WireError as error:
+            reason = str(error)[:REASON_CHARACTERS_MAX]
+            refused.append(Refused(stream, epoch, seq, reason))
+            connection.execute(
+                "INSERT OR IGNORE INTO refused_record (device, stream, epoch, seq, reason, received_at)"
+                " VALUES (?, ?, ?, ?, ?, ?)",
+                (device, stream, epoch, seq, reason, now_s),
+            )
+            continue
+        payload = json.dumps(record.payload, separators=(",", ":"))
+        accepted.append(
+            (device, stream, epoch, seq, record.type, record.boot, record.boot_ns, at, now_s, payload)
+        )
+    connection.executemany(
+        "INSERT INTO record (device, stream, epoch, seq, type, boot, boot_ns, at, received_at, payload)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        accepted,
+    )
+    connection.executemany(
+        "INSERT INTO watermark (device, stream, epoch, seq) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (device, stream, epoch) DO UPDATE SET seq = excluded.seq",
+        [(device, stream, epoch, seq) for epoch, seq in marks.items()],
+    )
+    return last
+
+
+def _watermark(connection: Connection, device: str, stream: str, epoch: str) -> int:
+    found = row(
+        connection,
+        "SELECT seq FROM watermark WHERE device = ? AND stream = ? AND epoch = ?",
+        (device, stream, epoch),
+    )
+    return int(found["seq"]) if found else 0
+
+
+def _gap(
+    connection: Connection,
+    device: str,
+    stream: str,
+    epoch: str,
+    from_seq: int,
+    to_seq: int,
+    reason: str | None,
+    count: int,
+    now_s: float,
+) -> None:
+    connection.execute(
+        "INSERT INTO gap (device, stream, epoch, from_seq, to_seq, reason, count, received_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, stream, epoch, from_seq, to_seq)"
+        " DO UPDATE SET reason = COALESCE(excluded.reason, reason), count = excluded.count",
+        (device, stream, epoch, from_seq, to_seq, reason, count, now_s),
+    )
+
+
+# What each known type does beside being stored ------------------------------------------------------------
+
+
+def _store(
+    connection: Connection, device: str, stream: Stream, record: Record, at: float | None, now_s: float
+) -> None:
+    handler = _HANDLERS.get(record.type)
+    if handler is None:
+        return
+    connection.execute("SAVEPOINT record")
+    try:
+        handler(connection, device, stream, Fields(record.payload, record.type, WireError), at, now_s)
+    except (WireError, OverflowError) as error:
+        connection.execute("ROLLBACK TO record")
+        raise WireError(str(error)) from error
+    finally:
+        connection.execute("RELEASE record")
+
+
+def _optional_number(fields: Fields, key: str) -> float | None:
+    return None if fields.value.get(key) is None else fields.number(key)
+
+
+def _alarm(
+    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
+) -> None:
+    histogram = None
+    if fields.value.get("histogram") is not None:
+        table = fields.table("histogram")
+        histogram = json.dumps(
+            {
+                "reference": table.numbers("reference", length_max=10_000),
+                "current": table.numbers("current", length_max=10_000),
+                "edges": table.numbers("edges", length_max=10_001) if "edges" in table else [],
+                "labels": table.texts("labels", []),
+            }
+        )
+    connection.execute(
+        "INSERT INTO drift_event (device, model, version, monitor, detector, signal, statistic, threshold, window,"
+        " suspect, at, received_at, histogram) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            device,
+            *(fields.text(key) for key in ("model", "version", "monitor", "detector", "signal")),
+            *(_optional_number(fields, key) for key in ("statistic", "threshold")),
+            *(fields.natural(key, low=-1) for key in ("window", "suspect")),
+            at,
+            now_s,
+            histogram,
+        ),
+    )
+
+
+def quantile(buckets: Sequence[tuple[int, int]], accuracy: float, zeros: int, q: float) -> float | None:
+    """A quantile of a DDSketch: bucket i covers (gamma^(i-1), gamma^i] with gamma = (1 + a) / (1 - a).
+
+    Returns:
+        A value within the relative accuracy `a` of the true one, or None when nothing was counted.
+    """
+    total = zeros + sum(count for _, count in buckets)
+    if total == 0:
+        return None
+    rank, seen = q * (total - 1), zeros
+    if rank < seen:
+        return 0.0
+    gamma = (1.0 + accuracy) / (1.0 - accuracy)
+    for index, count in sorted(buckets):
+        seen += count
+        if rank < seen:
+            break
+    exponent = index * math.log(gamma)
+    return 2.0 * math.exp(min(exponent, 700.0)) / (gamma + 1.0)
+
+
+def _statistic(fields: Fields, quantiles: Sequence[float]) -> tuple[float | None, list[float | None]]:
+    sketch = fields.table("sketch")
+    accuracy = sketch.number("accuracy", low=1e-6, high=0.5)
+    buckets = []
+    for index, item in enumerate(sketch.items("buckets", length_max=BUCKETS_MAX)):
+        if not isinstance(item, list) or len(item) != 2 or not all(type(value) is int for value in item):
+            raise sketch.fail(f"buckets[{index}]", "expected [index, count]")
+        if not -(1 << 20) <= item[0] <= 1 << 20 or not 0 <= item[1] <= INTEGER_MAX:
+            raise sketch.fail(f"buckets[{index}]", "is out of range")
+        buckets.append((item[0], item[1]))
+    zeros = sketch.natural("zeros", 0)
+    mean = _optional_number(fields, "mean") if fields.natural("count") else None
+    return mean, [quantile(buckets, accuracy, zeros, q) for q in quantiles]
+
+
+def _summary(
+    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
+) -> None:
+    confidence_mean, confidence = _statistic(fields.table("confidence"), (0.05, 0.5))
+    _, latency = _statistic(fields.table("latency_us"), (0.5, 0.95, 0.99))
+    labels = fields.table("labels", {})
+    if len(labels.value) > LABELS_MAX:
+        raise fields.fail("labels", f"has more than {LABELS_MAX} labels")
+    cpu = _optional_number(fields, "cpu_percent")
+    connection.execute(
+        "INSERT INTO summary (device, model, version, at, received_at, windows, confidence_mean, confidence_p5,"
+        " confidence_p50, latency_p50_us, latency_p95_us, latency_p99_us, rss_bytes, cpu_percent, labels, errors,"
+        " dropped_samples, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            device,
+            fields.text("model"),
+            fields.text("version"),
+            at,
+            now_s,
+            fields.natural("windows"),
+            confidence_mean,
+            *confidence,
+            *latency,
+            None if fields.value.get("rss_bytes") is None else fields.natural("rss_bytes"),
+            cpu,
+            json.dumps({label: labels.natural(label) for label in labels.value}),
+            fields.natural("errors", 0),
+            fields.natural("dropped_samples", 0),
+            json.dumps(finite(fields.value), separators=(",", ":")),
+        ),
+    )
+
+
+def _label(
+    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
+) -> None:
+    connection.execute(
+        "INSERT INTO label (device, prediction, label, at, received_at) VALUES (?, ?, ?, ?, ?)",
+        (device, fields.text("prediction"), fields.text("label"), at, now_s),
+    )
+
+
+def _deployment(
+    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
+) -> None:
+    state = fields.text("state")
+    if state not in DEPLOYMENT_STATES:
+        raise fields.fail("state", f"is {state!r}; expected one of {', '.join(sorted(DEPLOYMENT_STATES))}")
+    number, reason = fields.natural("deployment"), fields.text("reason", "", length_max=10_000)
+    if row(connection, "SELECT 1 FROM deployment WHERE id = ?", (number,)) is None:
+        return  # installed by hand on the device (number 0), or of a server whose database was restored
+    connection.execute(
+        "INSERT INTO device_deployment (deployment, device, state, reason, updated_at) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (deployment, device) DO UPDATE SET state = excluded.state, reason = excluded.reason,"
+        " updated_at = excluded.updated_at",
+        (number, device, state, reason[:REASON_CHARACTERS_MAX], now_s),
+    )
+
+
+def _device(
+    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
+) -> None:
+    connection.execute(
+        "UPDATE device SET capabilities = ? WHERE id = ?", (json.dumps(finite(fields.value)), device)
+    )
+
+
+def _declared_gap(
+    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
+) -> None:
+    from_seq, to_seq = fields.natural("from_seq", low=1), fields.natural("to_seq", low=1)
+    if to_seq < from_seq:
+        raise fields.fail("to_seq", f"is {to_seq}, before from_seq {from_seq}")
+    epoch, reason = fields.text("epoch"), fields.text("reason", length_max=REASON_CHARACTERS_MAX)
+    # What the jump of seq had left open is now explained: the declaration replaces it.
+    connection.execute(
+        "DELETE FROM gap WHERE device = ? AND stream = ? AND epoch = ? AND reason IS NULL"
+        " AND from_seq >= ? AND to_seq <= ?",
+        (device, stream, epoch, from_seq, to_seq),
+    )
+    _gap(connection, device, stream, epoch, from_seq, to_seq, reason, fields.natural("count"), now_s)
+
+
+_Handler = Callable[[sqlite3.Connection, str, Stream, Fields, "float | None", float], None]
+_HANDLERS: Final[Mapping[str, _Handler]] = {
+    "alarm": _alarm,
+    "summary": _summary,
+    "label": _label,
+    "deployment": _deployment,
+    "device": _device,
+    "gap": _declared_gap,
+}

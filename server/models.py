@@ -1,0 +1,321 @@
+"""The tables, as Peewee models; they are never bound to one database, so that two servers fit in one process.
+
+Times are Unix seconds of the server's clock unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from peewee import (
+    AutoField,
+    BigIntegerField,
+    BlobField,
+    CompositeKey,
+    FloatField,
+    IntegerField,
+    Model,
+    TextField,
+)
+
+SCHEMA_VERSION: Final = 1
+
+
+class Meta(Model):
+    """Facts about this database: `schema`, `instance`, `generation`."""
+
+    key = TextField(primary_key=True)
+    value = TextField()
+
+
+class UserToken(Model):
+    """A person's or program's token; only its hash is stored."""
+
+    id = TextField(primary_key=True)
+    secret_sha256 = TextField()
+    name = TextField()
+    role = TextField()
+    created_at = FloatField()
+    expires_at = FloatField(null=True)
+    revoked_at = FloatField(null=True)
+
+    class Meta:
+        table_name = "user_token"
+
+
+class JoinToken(Model):
+    """What a device enrols with."""
+
+    id = TextField(primary_key=True)
+    secret_sha256 = TextField()
+    uses = IntegerField(default=0)
+    uses_max = IntegerField()
+    created_at = FloatField()
+    expires_at = FloatField()
+
+    class Meta:
+        table_name = "join_token"
+
+
+class Session(Model):
+    """A dashboard session; only the hash of its id is stored."""
+
+    id_sha256 = TextField(primary_key=True)
+    token_id = TextField()
+    expires_at = FloatField()
+
+
+class Audit(Model):
+    """Who changed what, and when."""
+
+    id = AutoField()
+    at = FloatField()
+    who = TextField()
+    what = TextField()
+    target = TextField()
+
+
+class Idempotency(Model):
+    """Answers already given, by Idempotency-Key."""
+
+    key = TextField()
+    who = TextField()
+    request_sha256 = TextField()
+    status = IntegerField()
+    answer = BlobField()
+    created_at = FloatField(index=True)
+
+    class Meta:
+        primary_key = CompositeKey("who", "key")
+
+
+class Device(Model):
+    """A device; `row_version` is its ETag."""
+
+    id = TextField(primary_key=True)
+    name = TextField()
+    secret_sha256 = TextField(index=True)
+    join_token = TextField()
+    labels = TextField(default="{}")
+    capabilities = TextField(default="{}")
+    running = TextField(default="[]")
+    enrolled_at = FloatField()
+    last_seen_at = FloatField(null=True)
+    next_sync_s = FloatField(default=30.0)
+    clock_offset_s = FloatField(null=True)
+    row_version = IntegerField(default=1)
+
+
+class Anchor(Model):
+    """One moment of a device's boot on the server's clock: received_at is when boot_ns was."""
+
+    device = TextField()
+    boot = TextField()
+    boot_ns = BigIntegerField()
+    device_wall_s = FloatField()
+    received_at = FloatField()
+
+    class Meta:
+        primary_key = CompositeKey("device", "boot")
+        without_rowid = True
+
+
+class Watermark(Model):
+    """The last settled seq; it outlives the records."""
+
+    device = TextField()
+    stream = TextField()
+    epoch = TextField()
+    seq = BigIntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("device", "stream", "epoch")
+        without_rowid = True
+
+
+class RecordRow(Model):
+    """Every accepted record in its envelope."""
+
+    device = TextField()
+    stream = TextField()
+    epoch = TextField()
+    seq = BigIntegerField()
+    type = TextField()
+    boot = TextField()
+    boot_ns = BigIntegerField()
+    at = FloatField(null=True)
+    received_at = FloatField()
+    payload = TextField()
+
+    class Meta:
+        table_name = "record"
+        primary_key = CompositeKey("device", "stream", "epoch", "seq")
+        without_rowid = True
+
+
+class RefusedRecord(Model):
+    """A record that was settled but not stored, and why."""
+
+    device = TextField()
+    stream = TextField()
+    epoch = TextField()
+    seq = BigIntegerField()
+    reason = TextField()
+    received_at = FloatField()
+
+    class Meta:
+        table_name = "refused_record"
+        primary_key = CompositeKey("device", "stream", "epoch", "seq")
+        without_rowid = True
+
+
+class Gap(Model):
+    """A range of records that will not come; `reason` is NULL until the device declares it."""
+
+    device = TextField()
+    stream = TextField()
+    epoch = TextField()
+    from_seq = BigIntegerField()
+    to_seq = BigIntegerField()
+    reason = TextField(null=True)
+    count = BigIntegerField()
+    received_at = FloatField()
+
+    class Meta:
+        primary_key = CompositeKey("device", "stream", "epoch", "from_seq", "to_seq")
+        without_rowid = True
+
+
+class DriftEvent(Model):
+    """An alarm with its evidence."""
+
+    id = AutoField()
+    device = TextField()
+    model = TextField()
+    version = TextField()
+    monitor = TextField()
+    detector = TextField()
+    signal = TextField()
+    statistic = FloatField(null=True)
+    threshold = FloatField(null=True)
+    window = BigIntegerField()
+    suspect = BigIntegerField()
+    at = FloatField(null=True)
+    received_at = FloatField()
+    histogram = TextField(null=True)
+
+    class Meta:
+        table_name = "drift_event"
+        indexes = ((("device", "id"), False), (("model", "id"), False))
+
+
+class Summary(Model):
+    """Metrics of one interval of one model on one device."""
+
+    id = AutoField()
+    device = TextField()
+    model = TextField()
+    version = TextField()
+    at = FloatField(null=True)
+    received_at = FloatField()
+    windows = BigIntegerField()
+    confidence_mean = FloatField(null=True)
+    confidence_p5 = FloatField(null=True)
+    confidence_p50 = FloatField(null=True)
+    latency_p50_us = FloatField(null=True)
+    latency_p95_us = FloatField(null=True)
+    latency_p99_us = FloatField(null=True)
+    rss_bytes = BigIntegerField(null=True)
+    cpu_percent = FloatField(null=True)
+    labels = TextField()
+    errors = BigIntegerField()
+    dropped_samples = BigIntegerField()
+    payload = TextField()
+
+    class Meta:
+        indexes = ((("device", "model", "id"), False),)
+
+
+class Label(Model):
+    """Ground truth that a device sent for a prediction."""
+
+    id = AutoField()
+    device = TextField()
+    prediction = TextField()
+    label = TextField()
+    at = FloatField(null=True)
+    received_at = FloatField()
+
+    class Meta:
+        indexes = ((("device", "prediction"), False),)
+
+
+class ModelVersion(Model):
+    """A package that may be deployed."""
+
+    model = TextField()
+    version = TextField()
+    sha256 = TextField(index=True)
+    size = BigIntegerField()
+    root = TextField()
+    release = TextField()
+    manifest = TextField()
+    uploaded_at = FloatField()
+    uploaded_by = TextField()
+
+    class Meta:
+        table_name = "model_version"
+        primary_key = CompositeKey("model", "version")
+
+
+class Deployment(Model):
+    """A version for the devices that a selector matches."""
+
+    id = AutoField()
+    model = TextField()
+    version = TextField()
+    sha256 = TextField()
+    selector = TextField()
+    state = TextField()
+    created_at = FloatField()
+    created_by = TextField()
+
+    class Meta:
+        indexes = ((("model", "state"), False),)
+
+
+class DeviceDeployment(Model):
+    """How far a deployment has come on a device."""
+
+    deployment = IntegerField()
+    device = TextField()
+    state = TextField()
+    reason = TextField(default="")
+    updated_at = FloatField()
+
+    class Meta:
+        table_name = "device_deployment"
+        primary_key = CompositeKey("deployment", "device")
+        without_rowid = True
+
+
+TABLES: Final[tuple[type[Model], ...]] = (
+    Meta,
+    UserToken,
+    JoinToken,
+    Session,
+    Audit,
+    Idempotency,
+    Device,
+    Anchor,
+    Watermark,
+    RecordRow,
+    RefusedRecord,
+    Gap,
+    DriftEvent,
+    Summary,
+    Label,
+    ModelVersion,
+    Deployment,
+    DeviceDeployment,
+)

@@ -1,0 +1,290 @@
+"""From samples to predictions: what a user of `Pipeline` sees."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clocks import ManualClock
+from models import (
+    linear_model,
+    log_model,
+    make_package,
+    make_signer,
+    manifest_of,
+    trust_of,
+    unknown_operator_model,
+)
+from tinylcm import Alarm, ConfigError, DeviceError, InputError, ModelError, Pipeline
+from tinylcm.drift import PageHinkley
+from tinylcm.package import InputSpec, WindowSpec, build_package, parse_package
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear_model())
+    return path
+
+
+@pytest.fixture
+def windowed(tmp_path: Path) -> Path:
+    path = tmp_path / "windowed.onnx"
+    path.write_bytes(linear_model(2, samples=5))
+    return path
+
+
+def test_infer_takes_a_list_or_an_array_without_the_batch_axis(model: Path) -> None:
+    pipeline = Pipeline(model, labels=["a", "b"], monitors=[PageHinkley()])
+    from_list = pipeline.infer([0.1, 0.2, 0.3])
+    from_array = pipeline.infer(np.array([0.1, 0.2, 0.3]))
+    assert from_list.label in ("a", "b")
+    assert from_list.scores == from_array.scores
+    assert sum(from_list.scores) == pytest.approx(1, abs=1e-6)
+    assert from_list.confidence == max(from_list.scores)
+    assert from_list.latency_us > 0
+    assert from_list.drift == ()
+    assert from_list.id != from_array.id
+
+
+@pytest.mark.parametrize(
+    ("window", "problem"),
+    [
+        ([0.1, 0.2], r"expected shape \[3\], got \[2\]"),
+        ([[0.1, 0.2, 0.3]], r"expected shape \[3\], got \[1, 3\]"),
+        ([0.1, float("nan"), 0.3], r"value at \[1\] is NaN"),
+        ([0.1, float("inf"), 0.3], r"value at \[1\] is NaN, infinite"),
+        ([0.1, 1e39, 0.3], "too large for float32"),
+        (["a", "b", "c"], "got <U1"),
+        (np.zeros(3, dtype=complex), "got complex128"),
+        (None, "got object"),
+        ([[1], [2, 3]], "expected an array of numbers"),
+    ],
+)
+def test_a_wrong_window_names_the_input_and_what_is_wrong(model: Path, window: object, problem: str) -> None:
+    pipeline = Pipeline(model)
+    with pytest.raises(InputError, match=problem) as caught:
+        pipeline.infer(window)
+    assert "'x'" in str(caught.value)
+    assert pipeline.infer([1, 2, 3]).label in ("0", "1")  # and the pipeline goes on
+    summary = pipeline.take_summary()
+    assert summary is not None and summary["errors"] == 1
+
+
+def test_a_stream_goes_on_after_bad_samples(windowed: Path) -> None:
+    rows: list[object] = [[float(index), 1.0] for index in range(20)]
+    rows[7] = [float("nan"), 1.0]
+    rows[8] = [1.0]
+    rows[9] = "noise"
+    errors: list[str] = []
+    pipeline = Pipeline(windowed, hop=1)
+    spans = [
+        (prediction.first_sample, prediction.last_sample)
+        for prediction in pipeline.stream(rows, on_error=lambda error: errors.append(str(error)))
+    ]
+    assert [error.split(": ", 1)[0] for error in errors] == [f"input 'x', sample {index}" for index in (7, 8, 9)]
+    assert "channel 0 is NaN" in errors[0]
+    assert "expected 2 channels, got 1" in errors[1]
+    # Windows of 5: three before the gap (0-6), then none until five whole samples have come again (10-19).
+    assert len(spans) == 3 + 6
+    summary = pipeline.take_summary()
+    assert summary is not None and summary["dropped_samples"] == 3
+
+
+def test_errors_of_a_stream_are_logged_a_few_times_only(windowed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, logger="tinylcm"):
+        assert list(Pipeline(windowed).stream([["x", "y"]] * 100)) == []
+    assert len(caplog.records) == 6
+
+
+def test_rows_blocks_and_any_mix_give_the_same_predictions(windowed: Path) -> None:
+    samples = np.random.default_rng(1).standard_normal((200, 2)).astype(np.float32)
+    mixed = [samples[:50], *samples[50:60].tolist(), samples[60:61], *(row for row in samples[61:90]), samples[90:]]
+    results = [
+        [prediction.scores for prediction in Pipeline(windowed, hop=3).stream(source)]
+        for source in ([samples], samples, samples.tolist(), [samples.tolist()], mixed)
+    ]
+    assert len(results[0]) == 1 + 195 // 3
+    assert all(result == results[0] for result in results)
+
+
+def test_a_window_larger_than_the_ring_is_refused(windowed: Path) -> None:
+    with pytest.raises(ConfigError, match="window has 5 samples, the ring only 4"):
+        Pipeline(windowed, ring_samples=4)
+    assert Pipeline(windowed, ring_samples=5).infer(np.zeros((5, 2))).label
+
+
+def test_labels_must_fit_the_output(model: Path) -> None:
+    with pytest.raises(ModelError, match="3 labels for 2 scores of output 'scores'"):
+        Pipeline(model, labels=["a", "b", "c"])
+    with pytest.raises(ConfigError, match="label occurs twice"):
+        Pipeline(model, labels=["a", "a"])
+
+
+def test_models_that_cannot_run_say_why(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.raises(DeviceError, match=r"reading .*model.onnx"):
+        Pipeline(path)
+    path.write_bytes(b"no model")
+    with pytest.raises(ModelError, match="cannot load the model"):
+        Pipeline(path)
+    path.write_bytes(unknown_operator_model())
+    with pytest.raises(ModelError, match="Frobnicate"):
+        Pipeline(path)
+    path.write_bytes(linear_model()[:-40])
+    with pytest.raises(ModelError):
+        Pipeline(path)
+    with pytest.raises(ConfigError, match="expected a model file"):
+        Pipeline(tmp_path / "model.pkl")
+
+
+def test_scores_that_are_not_finite_are_an_error_and_the_stream_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "log.onnx"
+    path.write_bytes(log_model())
+    pipeline = Pipeline(path)
+    with pytest.raises(ModelError, match="holds NaN"):
+        pipeline.infer([-1.0, 1.0])
+    errors: list[Exception] = []
+    assert len(list(pipeline.stream([[-1.0, 1.0], [1.0, 2.0]], on_error=errors.append))) == 1
+    assert len(errors) == 1 and pipeline.failures == 2
+    with pytest.raises(ModelError):
+        list(pipeline.stream([[-1.0, 1.0]]))
+
+
+class Always:
+    """A detector that alarms at every value."""
+
+    drift_detected, statistic, threshold, suspect = True, 2.0, 1.0, 0
+
+    def update(self, x: float) -> bool:
+        return True
+
+
+def test_alarms_reach_the_prediction_and_the_sink(model: Path) -> None:
+    taken: list[tuple[str, str, dict]] = []
+
+    class Sink:
+        def emit(self, stream: str, type: str, payload: dict) -> None:
+            taken.append((stream, type, payload))
+
+    prediction = Pipeline(model, monitors=[Always()], sink=Sink()).infer([1, 2, 3])
+    assert prediction.drift == (Alarm("confidence", "Always", "confidence", 2.0, 1.0, 0, 0),)
+    stream, kind, payload = taken[0]
+    assert (stream, kind) == ("events", "alarm")
+    assert (payload["monitor"], payload["statistic"], payload["histogram"]) == ("confidence", 2.0, None)
+
+
+def test_a_detector_without_update_is_refused(model: Path) -> None:
+    with pytest.raises(ConfigError, match="no detector"):
+        Pipeline(model, monitors=[object()])  # type: ignore[list-item]
+
+
+def test_a_package_brings_its_own_labels_and_keeps_its_manifest() -> None:
+    signer = make_signer()
+    package = parse_package(make_package(signer=signer), trust_of(signer))
+    pipeline = Pipeline(package)
+    prediction = pipeline.infer([1, 2, 3])
+    assert (prediction.model, prediction.version) == ("gesture", "1.0.0")
+    assert prediction.label.startswith("class-")
+    with pytest.raises(ConfigError, match="manifest says"):
+        Pipeline(package, labels=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"labels": ("a", "b", "c")}, "3 labels for 2 scores"),
+        ({"output": "other"}, "no output 'other'"),
+        ({"input": InputSpec("y", (1, 3))}, "input is 'x', the manifest says 'y'"),
+        ({"input": InputSpec("x", (1, 4))}, "shape"),
+    ],
+)
+def test_a_package_whose_model_does_not_keep_the_manifest_is_refused(change: dict, problem: str) -> None:
+    signer = make_signer()
+    data = build_package(replace(manifest_of(), **change), {"model.onnx": linear_model()}, signer)
+    with pytest.raises(ModelError, match=problem):
+        Pipeline(parse_package(data, trust_of(signer)))
+
+
+def test_a_swap_under_load_loses_and_mixes_nothing() -> None:
+    signer = make_signer()
+    packages = [
+        parse_package(make_package(version=f"{index}.0", bias=4.0 * index, signer=signer), trust_of(signer))
+        for index in (1, 2)
+    ]
+    expected = {package.manifest.version: Pipeline(package).infer([0.0, 0.0, 0.0]).scores for package in packages}
+    pipeline, stop = Pipeline(packages[0]), threading.Event()
+
+    def swap() -> None:
+        turn = 0
+        while not stop.is_set():
+            turn += 1
+            pipeline.swap(packages[turn % 2])
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        predictions = list(pipeline.stream([np.zeros((3000, 3), dtype=np.float32)]))
+    finally:
+        stop.set()
+        thread.join()
+    assert len(predictions) == 3000
+    assert [prediction.last_sample for prediction in predictions] == list(range(3000))
+    assert all(prediction.scores == expected[prediction.version] for prediction in predictions)
+    assert {prediction.version for prediction in predictions} == set(expected)
+
+
+def test_a_swap_to_another_window_begins_anew() -> None:
+    signer = make_signer()
+
+    def packaged(samples: int, version: str) -> object:
+        manifest = replace(
+            manifest_of(version=version), input=InputSpec("x", (1, samples, 2)), window=WindowSpec(samples, 1)
+        )
+        data = build_package(manifest, {"model.onnx": linear_model(2, samples=samples)}, signer)
+        return parse_package(data, trust_of(signer))
+
+    pipeline = Pipeline(packaged(3, "1.0"))  # type: ignore[arg-type]
+    seen = []
+    for prediction in pipeline.stream([0.0, 0.0] for _ in range(12)):
+        seen.append(prediction.version)
+        if len(seen) == 4:
+            pipeline.swap(packaged(5, "2.0"))  # type: ignore[arg-type]
+    # 6 samples for four windows of 3; of the other six the first four only fill the new window of 5.
+    assert seen == ["1.0"] * 4 + ["2.0"] * 2
+
+
+def test_a_summary_counts_once_and_keeps_its_interval(model: Path) -> None:
+    clock = ManualClock()
+    pipeline = Pipeline(model, labels=["a", "b"], clock=clock)
+    assert pipeline.take_summary() is None
+    for _ in range(3):
+        pipeline.infer([1, 2, 3])
+    clock.advance(5)
+    summary = pipeline.take_summary()
+    assert summary is not None
+    assert summary["windows"] == 3 and sum(summary["labels"].values()) == 3  # type: ignore[union-attr]
+    assert summary["end_ns"] - summary["start_ns"] == 5_000_000_000  # type: ignore[operator]
+    assert summary["rss_bytes"] > 1 << 20  # type: ignore[operator]
+    assert summary["latency_us"]["count"] == 3  # type: ignore[index, call-overload]
+    assert pipeline.take_summary() is None
+    assert len(pipeline.metrics.recent()) == 3
+
+
+def test_many_inferences_do_not_grow_the_heap(model: Path) -> None:
+    pipeline, window = Pipeline(model, monitors=[PageHinkley()]), np.ones(3, dtype=np.float32)
+
+    def blocks_after(count: int) -> int:
+        for _ in range(count):
+            pipeline.infer(window)
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    blocks_after(2000)
+    assert abs(blocks_after(10_000) - blocks_after(1000)) <= 16
