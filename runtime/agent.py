@@ -30,7 +30,7 @@ from .probe import probe
 from .slots import Event, Held, Slot, State, boot, mark_failed, step, unstage
 from .store import SlotStore
 from .sync import Known, Sync, read_refusal
-from .types import Json
+from .types import Json, Record
 from .version import __version__
 from .wire import (
     STREAMS,
@@ -44,7 +44,7 @@ from .wire import (
 )
 
 _log = logging.getLogger("tinylcm")
-BATCH_BYTES_MAX: Final = SYNC_BYTES_MAX // 2  # half: JSON is larger than what the journal counts
+BATCH_BYTES_MAX: Final = SYNC_BYTES_MAX // 2  # as the journal counts; JSON is larger
 ROUNDS_MAX: Final = 1000  # round trips of one sync while records are waiting
 TICK_S: Final = 0.25
 PERMANENT_ADVICE: Final = "the server does not know this device's key; enrol it again with a new join string"
@@ -290,14 +290,11 @@ class Agent:
         now_s = self._clock.monotonic_s()
         events = self._journal.read("events", SYNC_RECORDS_MAX // 2, BATCH_BYTES_MAX // 2)
         details = self._journal.read("details", SYNC_RECORDS_MAX // 2, BATCH_BYTES_MAX // 2)
-        body = self.sync.request(
-            boot=self._clock.boot,
-            anchor=Anchor(self._clock.boot_ns(), self._clock.wall_s()),
-            running=self._running(),
-            capabilities=capabilities(),
-            events=events,
-            details=details,
-        )
+        body = self._request(events, details)
+        while len(body) > SYNC_BYTES_MAX and len(events) + len(details) > 1:
+            # JSON can be several times what the journal counts: send the older half.
+            events, details = events[: (len(events) + 1) // 2], details[: len(details) // 2]
+            body = self._request(events, details)
         try:
             answer = self._client().request("POST", "/api/v1/sync", body, {"Content-Type": "application/json"})
             if answer.status != 200:
@@ -333,6 +330,16 @@ class Agent:
         if not outcome.acked:
             return 0, False
         return len(events) + len(details), any(self._journal.read(stream, 1, 1) for stream in STREAMS)
+
+    def _request(self, events: list[Record], details: list[Record]) -> bytes:
+        return self.sync.request(
+            boot=self._clock.boot,
+            anchor=Anchor(self._clock.boot_ns(), self._clock.wall_s()),
+            running=self._running(),
+            capabilities=capabilities(),
+            events=events,
+            details=details,
+        )
 
     def _running(self) -> list[RunningModel]:
         running = []

@@ -236,7 +236,8 @@ def _prediction_json(prediction: Prediction) -> dict[str, Json]:
 def _show(arguments: argparse.Namespace, prediction: Prediction) -> None:
     text = f"{prediction.label:<16} {prediction.confidence:6.3f} {prediction.latency_us:9.1f} us"
     for alarm in prediction.drift:
-        text += f"\n  drift: {alarm.monitor}: {alarm.detector} of {alarm.signal} {alarm.statistic:.4g} > {alarm.threshold:.4g}"
+        text += f"\n  drift: {alarm.monitor}: {alarm.detector} of {alarm.signal} "
+        text += f"{alarm.statistic:.4g} > {alarm.threshold:.4g}"
     _print(arguments, _prediction_json(prediction), text)
 
 

@@ -42,10 +42,14 @@ class _JournalSink:
         self._warned = False
 
     def emit(self, stream: Stream, type: str, payload: Payload) -> None:
-        future = self._journal.append(stream, type, payload)
-        if future.done() and future.exception() is not None and not self._warned:
+        try:
+            future = self._journal.append(stream, type, payload)
+            error = future.exception() if future.done() else None
+        except TinyLCMError as refused:
+            error = refused
+        if error is not None and not self._warned:
             self._warned = True
-            _log.error("the journal refuses records: %s", future.exception())
+            _log.error("the journal refuses records: %s", error)
 
 
 class Model:

@@ -31,6 +31,8 @@ from .window import load_window
 GOLDEN_WINDOWS: Final = 4
 GOLDEN_TOLERANCE: Final = 1e-3
 GOLDEN_SEED: Final = 20_261_123
+INPUT_KEYS: Final = ("name", "shape", "dtype", "channels", "units")
+WINDOW_KEYS: Final = ("samples", "hop", "rate_hz")
 _MANIFEST_BYTES_MAX: Final = 1 << 20
 
 
@@ -66,6 +68,8 @@ def read_manifest(path: Path) -> tuple[Manifest, float, Path | None]:
         "name", "version", "format", "input", "output", "labels", "window", "security_counter", "monitors",
         "reference", "correlation", "metadata",
     )  # fmt: skip
+    for table, known in (("input", INPUT_KEYS), ("window", WINDOW_KEYS)):
+        Fields(document.get(table, {}), f"manifest.{table}", ModelError).refuse_unknown(*known)
     manifest = parse_manifest(document)
     file = path.parent / golden.text("file", length_max=4096) if "file" in golden else None
     return manifest, golden.number("tolerance", GOLDEN_TOLERANCE, low=0.0, high=1.0), file

@@ -1,0 +1,150 @@
+"""`tinylcm` as a user types it."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tinylcm.cli import main, make_parser
+
+ARGUMENTS = ["--manifest", "model.toml", "--key", "keys/release.key"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, activity: Path) -> Path:
+    for name in ("model.onnx", "model.toml", "reference.json"):
+        (tmp_path / name).write_bytes((activity / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
+    assert main(arguments) == code, capsys.readouterr().err
+    captured = capsys.readouterr()
+    return captured.out if code == 0 else captured.err
+
+
+@pytest.fixture
+def package(folder: Path, capsys: pytest.CaptureFixture[str]) -> dict:
+    run(capsys, "keys", "init", "keys")
+    return json.loads(run(capsys, "package", "build", "model.onnx", *ARGUMENTS, "-o", "activity-1.0.0.tlm", "--json"))
+
+
+def test_keys_package_verify_and_show(folder: Path, package: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    assert package["path"] == "activity-1.0.0.tlm" and package["monitors"][:2] == ["input", "features"]
+    refused = run(capsys, "package", "verify", "activity-1.0.0.tlm", code=1)
+    assert "not trusted here" in refused and "tinylcm keys trust" in refused
+    run(capsys, "keys", "trust", "keys/root.pub")
+    verified = json.loads(run(capsys, "package", "verify", "activity-1.0.0.tlm", "--run", "--json"))
+    assert verified["golden"]["windows"] == 4 and verified["sha256"] == package["sha256"]
+    assert "sound" in run(capsys, "package", "verify", "activity-1.0.0.tlm", "--root", "keys/root.pub")
+    assert '"hop": 10' in run(capsys, "package", "show", "activity-1.0.0.tlm")
+    assert "may sign until" in run(capsys, "keys", "renew", "keys", "--days", "10")
+
+
+def test_an_edited_or_truncated_package_is_refused(
+    folder: Path, package: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = (folder / "activity-1.0.0.tlm").read_bytes()
+    (folder / "cut.tlm").write_bytes(data[:-1])
+    (folder / "edited.tlm").write_bytes(data.replace(b"walking", b"wadding", 1))
+    assert "truncated" in run(capsys, "package", "verify", "cut.tlm", "--any-root", code=1)
+    assert "changed after it was signed" in run(capsys, "package", "verify", "edited.tlm", "--any-root", code=1)
+
+
+def test_a_stand_alone_device_runs_reports_and_rolls_back(
+    folder: Path, package: dict, activity: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(capsys, "init")
+    run(capsys, "keys", "trust", "keys/root.pub")
+    assert "on trial" in run(capsys, "package", "install", "activity-1.0.0.tlm")
+    np.save(folder / "samples.npy", np.load(activity / "data" / "basic_motions.npz")["x_test"][0].T)
+    line = run(capsys, "run", "--model", "activity", "--input", "samples.npy", "--json")
+    prediction = json.loads(line)
+    assert prediction["model"] == "activity" and prediction["last_sample"] == 99
+    status = json.loads(run(capsys, "status", "--json"))
+    assert status["models"]["activity"]["state"] == "trial" and status["device_id"] is None
+    assert status["journal_bytes"]["events"] > 0
+    assert "not enrolled" in run(capsys, "status")
+    assert "not enrolled" in run(capsys, "sync", code=1)
+    assert "back to no model" in run(capsys, "rollback", "activity")
+    assert "empty" in run(capsys, "rollback", "activity", code=1)
+
+
+def test_infer_takes_files_and_json_lines(
+    folder: Path, activity: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = np.load(activity / "data" / "basic_motions.npz")["x_test"][:2].transpose(0, 2, 1)
+    np.save(folder / "windows.npy", window)
+    lines = run(capsys, "infer", "model.onnx", "--input", "windows.npy", "--json").splitlines()
+    assert len(lines) == 2
+    rows = "\n".join(json.dumps(row) for row in window[0].tolist())
+    monkeypatch.setattr(sys, "stdin", io.StringIO(rows))
+    labels = "badminton,running,standing,walking"
+    line = json.loads(run(capsys, "infer", "model.onnx", "--labels", labels, "--json"))
+    assert line["label"] in labels.split(",")
+    assert line["scores"] == pytest.approx(json.loads(lines[0])["scores"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("[1, 2]\n"))
+    assert "expected shape [100, 6], got [1, 2]" in run(capsys, "infer", "model.onnx", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["package", "build", "model.onnx", "--manifest", "model.toml", "--key", "none.key"], "does not exist"),
+        (["infer", "none.onnx", "--input", "none.npy"], "none"),
+        (["run", "--model", "activity", "--config", "none.toml"], "none.toml does not exist"),
+        (["enrol", "hello"], "no join string"),
+        (["run", "--model", "activity"], "there is no model 'activity'"),
+    ],
+)
+def test_a_mistake_is_one_line_without_a_traceback(
+    folder: Path, arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(arguments)
+    error = capsys.readouterr().err
+    assert code in (1, 2) and problem in error
+    assert error.count("\n") == 1 and "Traceback" not in error
+
+
+def test_a_private_key_that_others_can_read_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "keys", "init", "keys")
+    (folder / "keys" / "release.key").chmod(0o644)
+    assert "chmod 600" in run(capsys, "package", "build", "model.onnx", *ARGUMENTS, code=2)
+    assert "never overwritten" in run(capsys, "keys", "init", "keys", code=2)
+
+
+def test_doctor_answers_people_and_scripts(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "onnxruntime is installed" in run(capsys, "doctor")
+    names = {check["name"] for check in json.loads(run(capsys, "doctor", "--json"))}
+    assert {"clock", "compiler", "data folder", "onnx"} <= names
+
+
+def test_wrong_usage_exits_2_and_help_needs_nothing() -> None:
+    for arguments, code in (([], 2), (["fly"], 2), (["package"], 2), (["--help"], 0), (["--version"], 0)):
+        result = subprocess.run(
+            [sys.executable, "-m", "tinylcm.cli", *arguments], capture_output=True, text=True, check=False
+        )
+        assert result.returncode == code, result.stderr
+        assert "Traceback" not in result.stderr
+
+
+def test_every_command_has_a_handler_and_json() -> None:
+    def leaves(parser):
+        for action in parser._actions:
+            if hasattr(action, "choices") and isinstance(action.choices, dict):
+                for child in action.choices.values():
+                    yield from leaves(child)
+                return
+        yield parser
+
+    commands = list(leaves(make_parser()))
+    assert len(commands) >= 14
+    for command in commands:
+        assert command.get_default("handler") is not None
+        assert "--json" in command.format_help()

@@ -1,0 +1,143 @@
+"""The house: who may import whom, and a test for every module."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.source_tree
+
+BOTTOM = {"errors", "types", "checks", "clock", "version", "files", "wire", "config", "keys", "package"}
+# What each room of the runtime may import from, beside the bottom and `_ext`. Downwards only.
+RUNTIME = {
+    "stats": set(),
+    "drift": {"stats"},
+    "backends": set(),
+    "window": set(),
+    "metrics": {"stats"},
+    "monitors": {"drift", "stats"},
+    "segments": set(),
+    "log": {"segments"},
+    "journal": {"log", "segments"},
+    "slots": set(),
+    "store": {"slots"},
+    "sync": set(),
+    "http": set(),
+    "identity": set(),
+    "sources": set(),
+    "doctor": set(),
+    "pipeline": {"backends", "window", "metrics", "monitors", "drift", "stats"},
+    "probe": {"pipeline"},
+    "publish": {"backends", "pipeline", "window"},
+    "agent": {"http", "identity", "journal", "pipeline", "probe", "slots", "store", "sync"},
+    "device": {"agent", "http", "identity", "journal", "metrics", "pipeline", "slots", "store", "sync"},
+}
+PURE = {"slots", "sync"}
+FORBIDDEN_IN_PURE = {"socket", "pathlib", "os", "time", "urllib3", "datetime", "subprocess", "threading", "sqlite3"}
+SERVER_MAY = {"wire", "package", "stats", "drift", "files", "errors", "keys", "checks", "types", "clock", "version"}
+ROUTES_MAY_NOT_BE_IMPORTED_BELOW = {"starlette", "uvicorn"}
+LOGIC = {"fleet", "registry", "deployments", "ingest", "drifthub", "reports", "db", "store", "models"}
+
+
+def imports_of(path: Path, package: str) -> set[str]:
+    """Absolute names of everything that a file imports."""
+    found = set()
+    parts = package.split(".")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(parts[: len(parts) - node.level + 1]) if node.level else ""
+            module = ".".join(filter(None, (base, node.module)))
+            found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def files_of(folder: str, name: str) -> list[tuple[Path, str, str]]:
+    """(path, package of its relative imports, room) of each Python file."""
+    result = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        relative = path.relative_to(ROOT / folder)
+        package = ".".join((name, *relative.parent.parts))
+        result.append((path, package, relative.parts[0].removesuffix(".py")))
+    return result
+
+
+def rooms(names: set[str], package: str) -> set[str]:
+    return {name.split(".")[1] for name in names if name.startswith(f"{package}.")}
+
+
+def test_the_runtime_imports_downwards_only() -> None:
+    wrong = []
+    for path, package, room in files_of("runtime", "tinylcm"):
+        used = rooms(imports_of(path, package), "tinylcm") - {"_ext", room}
+        known = {used_room for used_room in used if used_room in BOTTOM | set(RUNTIME)}
+        if room in BOTTOM:
+            wrong += [(path.name, name) for name in known - BOTTOM]
+        elif room in RUNTIME:
+            wrong += [(path.name, name) for name in known - BOTTOM - RUNTIME[room]]
+    assert wrong == []
+
+
+def test_every_room_of_the_runtime_has_a_place_in_the_table() -> None:
+    placed = BOTTOM | set(RUNTIME) | {"__init__", "_ext", "cli"}
+    assert {room for _, _, room in files_of("runtime", "tinylcm")} - placed == set()
+
+
+def test_the_pure_modules_know_no_socket_file_or_clock() -> None:
+    for path, package, room in files_of("runtime", "tinylcm"):
+        if room in PURE:
+            assert {name.split(".")[0] for name in imports_of(path, package)} & FORBIDDEN_IN_PURE == set(), path
+
+
+def test_the_server_takes_only_shared_rooms_of_the_runtime_and_nobody_takes_the_server() -> None:
+    for path, package, _ in files_of("server", "tinysphere"):
+        names = imports_of(path, package)
+        assert rooms(names, "tinylcm") - SERVER_MAY == set(), path
+        assert not any(name.startswith("firmware_bridge") for name in names), path
+    for folder, name in (("runtime", "tinylcm"), ("firmware_bridge", "firmware_bridge")):
+        for path, package, _ in files_of(folder, name):
+            assert not any(item.split(".")[0] == "tinysphere" for item in imports_of(path, package)), path
+
+
+def test_there_is_no_http_below_the_routes() -> None:
+    for path, package, room in files_of("server", "tinysphere"):
+        if room in LOGIC:
+            tops = {name.split(".")[0] for name in imports_of(path, package)}
+            assert tops & ROUTES_MAY_NOT_BE_IMPORTED_BELOW == set(), path
+            assert "tinysphere.routes" not in imports_of(path, package), path
+
+
+def test_the_client_imports_nothing_of_the_server() -> None:
+    names = imports_of(ROOT / "server" / "client.py", "tinysphere")
+    assert not any(name.startswith("tinysphere") for name in names)
+
+
+@pytest.mark.parametrize(("folder", "tests"), [("runtime", "runtime"), ("server", "server")])
+def test_every_module_has_its_tests(folder: str, tests: str) -> None:
+    there = {path.name for path in (ROOT / "tests" / tests).glob("test_*.py")}
+    exempt = {"__init__", "version", "types", "models"}  # values and tables without behaviour
+    modules = {path.stem for path in (ROOT / folder).glob("*.py")} - exempt
+    assert {f"test_{module}.py" for module in modules} - there == set()
+
+
+def test_folder_names_are_never_imported() -> None:
+    for top in ("runtime", "server", "firmware_bridge", "tests", "examples", "benchmarks", "scripts"):
+        for path in (ROOT / top).rglob("*.py"):
+            tops = {name.split(".")[0] for name in imports_of(path, "x")}
+            assert tops & {"runtime", "server"} == set(), path
+
+
+def test_importing_the_library_loads_no_backend_and_no_numpy_for_the_wire() -> None:
+    code = (
+        "import sys, tinylcm, tinylcm.wire;"
+        "loaded = {'onnxruntime', 'numpy', 'starlette', 'psutil', 'urllib3'} & set(sys.modules);"
+        "print(sorted(loaded)); import tinylcm.pipeline; print('onnxruntime' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split("\n")[:2] == ["[]", "False"]
