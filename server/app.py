@@ -1,0 +1,153 @@
+"""The application: routes, middleware, errors, lifespan - and nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Mount
+from starlette.routing import Route as StarletteRoute
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from tinylcm.clock import Clock, SystemClock
+from tinylcm.errors import TinyLCMError
+
+from .config import ServerConfig
+from .db import Database
+from .errors import TinySphereError, problem_of
+from .routes import admin, deployments, devices, drift, machines, models, pages
+from .routes.table import ProblemDocument, Route, Server, endpoint, openapi
+from .store import FolderStore
+
+_log = logging.getLogger("tinysphere")
+STATIC: Final = Path(__file__).parent / "static"
+ROUTES: Final[tuple[Route, ...]] = (
+    *devices.ROUTES,
+    *models.ROUTES,
+    *deployments.ROUTES,
+    *drift.ROUTES,
+    *admin.ROUTES,
+    *machines.ROUTES,
+)
+SECURITY_HEADERS: Final = {
+    # uPlot sets sizes through the CSSOM, which needs no 'unsafe-inline'.
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+}
+
+
+class SecurityHeaders:
+    """Put the security headers on every answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)
+                if scope["path"].startswith("/api/"):
+                    headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+
+
+def _problem(status: int, slug: str, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
+    document = ProblemDocument(f"/problems/{slug}", title, status, detail)
+    return Response(msgspec.json.encode(document), status, headers, media_type="application/problem+json")
+
+
+async def _known_error(request: Request, error: Exception) -> Response:
+    problem, headers = problem_of(error), {}
+    if retry_after_s := getattr(error, "retry_after_s", None):
+        headers["Retry-After"] = str(round(retry_after_s))
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if problem.status in (400, 413):
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return _problem(problem.status, problem.slug, problem.title, str(error), headers)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    titles = {
+        404: ("not-found", "There is no such thing"),
+        405: ("method-not-allowed", "The method is not offered here"),
+    }
+    slug, title = titles.get(error.status_code, ("http", error.detail))
+    detail = "there is nothing at this address; see /openapi.json" if error.status_code == 404 else error.detail
+    return _problem(error.status_code, slug, title, detail, dict(error.headers or {}))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    _log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
+    return _problem(500, "internal", "The server is at fault", "an unexpected error; the server's log has it")
+
+
+def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
+    """Build the application on a data folder that this process owns.
+
+    Raises:
+        StartError: the database cannot be opened.
+        DeviceError: the folder cannot be written.
+    """
+    store = FolderStore(config.data / "blobs")
+    store.clean()
+    db = Database(
+        config.data / "tinysphere.db",
+        queue_max=config.writer_queue_max,
+        group_max=config.writer_group_max,
+        timeout_s=config.writer_timeout_s,
+    )
+    server = Server(config, db, store, clock or SystemClock())
+    document = msgspec.json.encode(openapi(ROUTES))
+
+    async def serve_document(request: Request) -> Response:
+        return Response(document, media_type="application/json")
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(db.close)
+
+    routes: list[BaseRoute] = [
+        StarletteRoute(route.path, endpoint(server, route), methods=[route.method]) for route in ROUTES
+    ]
+    handlers: dict[Any, Any] = {
+        TinySphereError: _known_error,
+        TinyLCMError: _known_error,
+        HTTPException: _http_error,
+        Exception: _unexpected,
+    }
+    app = Starlette(
+        routes=[
+            *routes,
+            StarletteRoute("/openapi.json", serve_document),
+            *pages.routes(server),
+            Mount("/static", StaticFiles(directory=STATIC)),
+        ],
+        middleware=[Middleware(SecurityHeaders)],
+        exception_handlers=handlers,
+        lifespan=lifespan,
+    )
+    app.state.server = server
+    return app

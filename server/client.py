@@ -1,0 +1,222 @@
+"""A typed client of the API for scripts: HTTP only, nothing of the server is imported.
+
+client = Client("http://127.0.0.1:8080", token)
+client.upload(Path("activity-1.0.0.tlm"), "activity")
+client.deploy("activity", "1.0.0", "all")
+"""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import json
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+import urllib3
+
+ANSWER_BYTES_MAX: Final = 64 << 20
+TRIES: Final = 4
+WAIT_S_MAX: Final = 30.0
+RETRIED: Final = (429, 502, 503, 504)
+Fields = dict[str, object]
+
+
+class ClientError(Exception):
+    """A request failed.
+
+    Args:
+        message: what the server said, or why it was not reached.
+        status: the HTTP status; 0 when there was no answer.
+    """
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Counted(io.RawIOBase):
+    """A file that says how much of it has been read."""
+
+    def __init__(self, file: IO[bytes], progress: Callable[[int], object]) -> None:
+        self._file, self._progress, self._sent = file, progress, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._sent += len(data)
+        self._progress(self._sent)
+        return data
+
+
+class Client:
+    """Requests as one user.
+
+    Args:
+        url: the server's address.
+        token: a user token.
+        ca_file: PEM of an authority of one's own.
+        insecure: allow plain http to another machine.
+        timeout_s: of connecting and of each read.
+
+    Raises:
+        ClientError: the address is not safe or the CA file is none.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, ca_file: str = "", insecure: bool = False, timeout_s: float = 60.0
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ClientError(f"{url!r:.200} is no http(s) address")
+        if parts.scheme == "http" and not insecure and not _is_loopback(parts.hostname):
+            raise ClientError(
+                f"{parts.hostname} is not this machine and the address has no TLS: the token would travel in the "
+                "clear. Use https, or name the choice with --insecure"
+            )
+        self._base = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}"}
+        try:
+            context = ssl.create_default_context(cafile=ca_file or None)
+        except (OSError, ssl.SSLError) as error:
+            raise ClientError(f"the CA file {ca_file} cannot be used: {error}") from error
+        self._pool = urllib3.PoolManager(ssl_context=context, retries=False, timeout=timeout_s)
+
+    def _send(
+        self, method: str, path: str, body: bytes | IO[bytes] | None, headers: Mapping[str, str]
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        try:
+            response = self._pool.request(
+                method,
+                self._base + path,
+                body=body,
+                headers={**self._headers, **headers},
+                preload_content=False,
+                redirect=False,
+            )
+            data = response.read(ANSWER_BYTES_MAX + 1)
+            response.release_conn()
+        except urllib3.exceptions.HTTPError as error:
+            raise ClientError(f"{self._base} cannot be reached: {error}") from error
+        if len(data) > ANSWER_BYTES_MAX:
+            raise ClientError(f"the answer is larger than {ANSWER_BYTES_MAX} bytes", response.status)
+        return response.status, dict(response.headers), data
+
+    def request(self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None) -> Fields:
+        """Send JSON and read JSON; busy answers are tried again, a few times.
+
+        Raises:
+            ClientError: with what the server said.
+        """
+        raw = None if body is None else json.dumps(body).encode()
+        sent = {"Content-Type": "application/json", **(headers or {})} if raw is not None else dict(headers or {})
+        for attempt in range(TRIES):
+            status, answered, data = self._send(method, path, raw, sent)
+            if status not in RETRIED or attempt == TRIES - 1:
+                break
+            value = answered.get("Retry-After", "")
+            time.sleep(min(float(value) if value.isdigit() else 2.0**attempt, WAIT_S_MAX))
+        return self._read(status, data)
+
+    @staticmethod
+    def _read(status: int, data: bytes) -> Fields:
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = None
+        if not 200 <= status < 300:
+            detail = answer.get("detail") if isinstance(answer, dict) else None
+            said = detail or data[:200].decode("utf-8", "replace")
+            raise ClientError(f"the server answered {status}: {said}", status)
+        if not isinstance(answer, dict):
+            raise ClientError("the answer is no JSON object: is this a TinySphere?", status)
+        return answer
+
+    def pages(self, path: str, query: Mapping[str, str | None], most: int = 10_000) -> Iterator[Fields]:
+        """The items of a list, page by page, at most `most`."""
+        cursor: object = None
+        count = 0
+        while count < most:
+            fields = {key: value for key, value in {**query, "cursor": cursor}.items() if value is not None}
+            page = self.request("GET", f"{path}?{urlencode(fields)}" if fields else path)
+            items = page.get("items")
+            if not isinstance(items, list):
+                raise ClientError("the answer holds no list: is this a TinySphere?")
+            yield from items[: most - count]
+            count += len(items)
+            cursor = page.get("next")
+            if cursor is None or not items:
+                return
+
+    def upload(self, package: Path, model: str, *, progress: Callable[[int], object] | None = None) -> Fields:
+        """Upload a package; the same file again changes nothing."""
+        size = package.stat().st_size
+        with package.open("rb") as file:
+            body: IO[bytes] = _Counted(file, progress) if progress is not None else file  # type: ignore[assignment]
+            headers = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+            status, _, data = self._send("POST", f"/api/v1/models/{quote(model, safe='')}/versions", body, headers)
+        return self._read(status, data)
+
+    def deploy(self, model: str, version: str, selector: str = "all", *, key: str | None = None) -> Fields:
+        """Deploy a version; `key` makes a repeated call the same deployment."""
+        body = {"model": model, "version": version, "selector": selector}
+        return self.request("POST", "/api/v1/deployments", body, {"Idempotency-Key": key or secrets.token_hex(16)})
+
+    def abort(self, deployment: int) -> Fields:
+        """End a deployment."""
+        return self.request("POST", f"/api/v1/deployments/{deployment}/abort")
+
+    def deployment(self, deployment: int) -> Fields:
+        """One deployment with each device's state."""
+        return self.request("GET", f"/api/v1/deployments/{deployment}")
+
+    def deployments(self) -> list[Fields]:
+        """Deployments, newest first."""
+        return list(self.pages("/api/v1/deployments", {}))
+
+    def devices(self) -> list[Fields]:
+        """Every device."""
+        return list(self.pages("/api/v1/devices", {}))
+
+    def device(self, device_id: str) -> Fields:
+        """One device."""
+        return self.request("GET", f"/api/v1/devices/{quote(device_id, safe='')}")
+
+    def label_device(self, device_id: str, labels: Mapping[str, str]) -> Fields:
+        """Replace a device's labels."""
+        version = self.device(device_id)["row_version"]
+        path = f"/api/v1/devices/{quote(device_id, safe='')}"
+        return self.request("PATCH", path, {"labels": dict(labels)}, {"If-Match": f'"{version}"'})
+
+    def models(self) -> list[Fields]:
+        """Every model."""
+        return list(self.pages("/api/v1/models", {}))
+
+    def events(self, *, device: str | None = None, model: str | None = None, most: int = 1000) -> list[Fields]:
+        """Drift events, newest first."""
+        return list(self.pages("/api/v1/drift/events", {"device": device, "model": model}, most))
+
+    def event(self, number: int) -> Fields:
+        """One drift event with its evidence."""
+        return self.request("GET", f"/api/v1/drift/events/{number}")
+
+    def metrics(self, *, device: str | None = None, model: str | None = None, limit: int = 500) -> list[Fields]:
+        """Metrics over time, oldest first."""
+        fields = {"device": device, "model": model, "limit": str(limit)}
+        query = urlencode({key: value for key, value in fields.items() if value is not None})
+        points = self.request("GET", f"/api/v1/metrics/query?{query}")["points"]
+        return list(points) if isinstance(points, list) else []

@@ -1,0 +1,1 @@
+"""HTTP: parse, call, answer. What may be asked is one table; the logic is below."""

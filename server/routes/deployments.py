@@ -1,0 +1,68 @@
+"""Deployments."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from .. import deployments
+from ..db import Page
+from ..idempotency import once
+from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
+
+
+async def create_deployment(call: Call) -> Answer:
+    """Deploy a version to the devices that a selector matches."""
+    key, request = call.request.headers.get("idempotency-key"), msgspec.json.encode(call.body)
+    now_s, who = call.now_s, call.who
+
+    def create() -> bytes:
+        return once(
+            call.server.db,
+            who,
+            key,
+            request,
+            now_s,
+            lambda connection: msgspec.json.encode(deployments.create_in(connection, call.body, who, now_s)),
+        )
+
+    return Answer(msgspec.Raw(await call.run(create)), 201)
+
+
+async def list_deployments(call: Call) -> Answer:
+    """Deployments, newest first."""
+    page = await call.run(deployments.list_deployments, call.server.db, call.text("cursor"), call.limit())
+    return Answer(page, headers=page_headers(call, page.next))
+
+
+async def get_deployment(call: Call) -> Answer:
+    """One deployment with each device's state."""
+    return Answer(await call.run(deployments.get_deployment, call.server.db, call.number_in_path("id")))
+
+
+async def abort_deployment(call: Call) -> Answer:
+    """End a deployment; devices go back to what else is deployed to them."""
+    number = call.number_in_path("id")
+    return Answer(await call.run(deployments.abort, call.server.db, number, call.who, call.now_s))
+
+
+ROUTES: Final = (
+    Route(
+        "POST", f"{API}/deployments", create_deployment, "Deploy a version to a selector of devices",
+        "deployments:write", answer=deployments.DeploymentView, body=deployments.DeploymentRequest,
+        problems=(404, 409), headers=("Idempotency-Key",), statuses={201: "created, or created before with this key"},
+    ),
+    Route(
+        "GET", f"{API}/deployments", list_deployments, "Deployments, newest first", "read",
+        answer=Page[deployments.DeploymentView], query=LIST_PARAMS,
+    ),
+    Route(
+        "GET", f"{API}/deployments/{{id}}", get_deployment, "One deployment with each device's state", "read",
+        answer=deployments.DeploymentView, problems=(404,),
+    ),
+    Route(
+        "POST", f"{API}/deployments/{{id}}/abort", abort_deployment, "End a deployment", "deployments:write",
+        answer=deployments.DeploymentView, problems=(404,),
+    ),
+)  # fmt: skip

@@ -1,0 +1,123 @@
+"""What devices ask, and what people ask of devices."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from starlette.responses import FileResponse, Response
+from tinylcm import wire
+
+from .. import deployments, fleet, ingest, registry
+from ..db import Page
+from ..errors import BadRequestError, NotFoundError
+from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
+
+
+class SyncAnswer(msgspec.Struct, frozen=True):
+    """The server's half of a sync; docs/wire.md has every field."""
+
+    acked: dict[str, tuple[str, int] | None]
+    desired: dict[str, object] | str
+    downlink: list[object]
+    refused: list[dict[str, object]]
+    server_instance: str
+    server_time: float
+    next_sync_s: float
+
+
+async def enrol(call: Call) -> Answer:
+    """Make a device known."""
+    answer, new = await call.run(fleet.enrol, call.server.db, call.body, call.now_s)
+    return Answer(answer, 201 if new else 200)
+
+
+async def sync(call: Call) -> Answer:
+    """Settle a device's records and say what it should run."""
+    if call.request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
+        raise BadRequestError("a sync is sent as application/json")
+    body = await call.raw_body(call.server.config.sync_bytes_max)
+
+    def job() -> bytes:
+        request = wire.decode_request(body)
+        assert call.principal is not None
+        answer = ingest.sync(call.server.db, call.principal.id, request, call.now_s, call.server.config.next_sync_s)
+        return wire.encode(answer)
+
+    return Answer(response=Response(await call.run(job), media_type="application/json"))
+
+
+async def get_package(call: Call) -> Answer:
+    """A package's file, whole or from a byte on."""
+    sha256 = call.path("sha256")
+    assert call.principal is not None
+    if call.principal.kind == "device":
+        await call.run(deployments.check_may_fetch, call.server.db, call.principal.id, sha256)
+    path = await call.run(registry.package_path, call.server.db, call.server.store, sha256)
+    if not path.is_file():
+        raise NotFoundError("the package's file is missing on the server; restore the blobs folder or upload it again")
+    return Answer(response=FileResponse(path, media_type="application/octet-stream", headers={"ETag": f'"{sha256}"'}))
+
+
+async def get_ca(call: Call) -> Answer:
+    """The authority that devices pin."""
+    if call.server.config.ca_pem is None:
+        raise NotFoundError("this server has no authority of its own to show")
+    return Answer(response=Response(call.server.config.ca_pem, media_type="application/x-pem-file"))
+
+
+async def list_devices(call: Call) -> Answer:
+    """Devices by id."""
+    page = await call.run(fleet.list_devices, call.server.db, call.text("cursor"), call.limit(), call.now_s)
+    return Answer(page, headers=page_headers(call, page.next))
+
+
+async def get_device(call: Call) -> Answer:
+    """One device."""
+    device = await call.run(fleet.get_device, call.server.db, call.path("id"), call.now_s)
+    return Answer(device, headers={"ETag": fleet.etag(device.row_version)})
+
+
+async def patch_device(call: Call) -> Answer:
+    """Change a device's name or labels."""
+    device = await call.run(
+        fleet.patch_device,
+        call.server.db,
+        call.path("id"),
+        call.body,
+        call.request.headers.get("if-match"),
+        call.who,
+        call.now_s,
+    )
+    return Answer(device, headers={"ETag": fleet.etag(device.row_version)})
+
+
+ROUTES: Final = (
+    Route(
+        "POST", f"{API}/devices/enrol", enrol, "Make a device known with a join token", "public",
+        answer=fleet.Enrolled, body=fleet.EnrolRequest, problems=(403,),
+        statuses={201: "the device is new", 200: "the same secret enrolled before with this token"},
+    ),
+    Route(
+        "POST", f"{API}/sync", sync, "Deliver records, learn what to run", "device",
+        answer=SyncAnswer, raw="application/json", statuses={200: "settled and durable"},
+    ),
+    Route(
+        "GET", f"{API}/packages/{{sha256}}", get_package, "Fetch a package, with Range", "any",
+        media="application/octet-stream", problems=(404,), headers=("Range", "If-Range"),
+        statuses={200: "the whole file", 206: "from the range on", 416: "the range is not within the file"},
+    ),
+    Route(
+        "GET", f"{API}/ca", get_ca, "The certificate authority that devices pin", "public",
+        media="application/x-pem-file", problems=(404,), statuses={200: "PEM"},
+    ),
+    Route(
+        "GET", f"{API}/devices", list_devices, "Devices", "read",
+        answer=Page[fleet.DeviceView], query=LIST_PARAMS,
+    ),
+    Route("GET", f"{API}/devices/{{id}}", get_device, "One device", "read", answer=fleet.DeviceView, problems=(404,)),
+    Route(
+        "PATCH", f"{API}/devices/{{id}}", patch_device, "Change a device's name or labels", "devices:write",
+        answer=fleet.DeviceView, body=fleet.DevicePatch, problems=(404, 412, 428), headers=("If-Match",),
+    ),
+)  # fmt: skip

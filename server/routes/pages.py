@@ -1,0 +1,318 @@
+"""The dashboard: pages made on the server; `static/app.js` draws the charts from the API."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qs, urlencode
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from .. import auth, drifthub, fleet
+from ..drifthub import DriftEventView, HistogramView
+from ..errors import TinySphereError, UnauthorizedError, problem_of
+from .table import SESSION_COOKIE, Call, Server, bounded_body
+
+FORM_BYTES_MAX: Final = 4096
+EVENTS_SHOWN: Final = 20
+BAR_AREA: Final = (640, 190, 160)  # width, height, base line, in the drawing's units
+_TEMPLATES: Final = Path(__file__).parent.parent / "templates"
+_MIB: Final = 1 << 20
+
+
+def utc(at: float) -> str:
+    """A time in words that need no time zone."""
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+
+
+def ago(at: float, now: float) -> str:
+    """How long ago, in the largest unit that fits."""
+    seconds = max(0.0, now - at)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def offset(seconds: float) -> str:
+    """A clock's offset in words."""
+    if abs(seconds) < 2:
+        return "right to 2 s"
+    text = ago(0.0, abs(seconds)).removesuffix(" ago")
+    return f"{text} {'fast' if seconds > 0 else 'slow'}; times here are the server's"
+
+
+def figure(value: float | None) -> str:
+    """A number with four digits that count."""
+    return "–" if value is None else f"{value:.4g}"
+
+
+def watched(event: DriftEventView) -> str:
+    """What drifted."""
+    kinds = {"input": "input", "features": "feature", "prediction": "mix of predictions", "confidence": "confidence"}
+    kind = kinds.get(event.monitor, event.monitor)
+    return kind if event.signal in (event.monitor, "prediction", "confidence") else f"{kind} {event.signal}"
+
+
+def explain(event: DriftEventView) -> str:
+    """A sentence for people who do not know the detector."""
+    meaning = {
+        "BinnedKS": "recent samples fall into other bins than training's, farther off than chance allows",
+        "Mahalanobis": "the recent mean of the window's features is too many deviations away from training",
+        "PSI": "recent values fall into other bins than in training",
+        "PageHinkley": "the mean has moved in one direction for longer than chance allows",
+        "ADWIN": "the recent mean differs from the mean before",
+    }.get(event.detector, "the detector's statistic went over its threshold")
+    return f"The monitor “{event.monitor}” watches {event.signal}: {meaning}."
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One rectangle."""
+
+    kind: str
+    x: float
+    y: float
+    width: float
+    height: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A label under the bars."""
+
+    x: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A bin in the table of numbers."""
+
+    name: str
+    reference: str
+    current: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """A histogram pair as it is drawn."""
+
+    width: int
+    height: int
+    base: int
+    bars: list[Bar]
+    ticks: list[Tick]
+    rows: list[Row]
+
+
+def _shares(counts: list[float]) -> list[float]:
+    total = math.fsum(counts)
+    return [count / total if total > 0 else 0.0 for count in counts]
+
+
+def draw(histogram: HistogramView | None) -> Bars | None:
+    """Bars of both distributions beside each other, a pair a bin."""
+    if histogram is None or not histogram.reference or len(histogram.reference) != len(histogram.current):
+        return None
+    width, height, base = BAR_AREA
+    reference, current = _shares(histogram.reference), _shares(histogram.current)
+    names = _names(histogram)
+    highest = max(*reference, *current, 1e-9)
+    slot = width / len(names)
+    bars, ticks, rows = [], [], []
+    for index, name in enumerate(names):
+        for place, kind, share in ((0.08, "reference", reference[index]), (0.5, "current", current[index])):
+            tall = share / highest * (base - 8)
+            title = f"{name}: {kind} {share:.1%}"
+            x, slim = round(slot * (index + place), 2), round(slot * 0.42, 2)
+            bars.append(Bar(kind, x, round(base - tall, 2), slim, round(tall, 2), title))
+        if len(names) <= 16:
+            ticks.append(
+                Tick(round(slot * (index + 0.5), 2), name if not histogram.edges else f"{histogram.edges[index]:.3g}…")
+            )
+        rows.append(Row(name, f"{reference[index]:.1%}", f"{current[index]:.1%}"))
+    return Bars(width, height, base, bars, ticks, rows)
+
+
+def _names(histogram: HistogramView) -> list[str]:
+    count = len(histogram.reference)
+    if len(histogram.labels) == count:
+        return histogram.labels
+    if len(histogram.edges) == count + 1:
+        return [f"{low:.3g} to {high:.3g}" for low, high in zip(histogram.edges, histogram.edges[1:], strict=False)]
+    return [str(index) for index in range(count)]
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=select_autoescape(), undefined=StrictUndefined
+    )
+    environment.filters.update(utc=utc, ago=ago, offset=offset, figure=figure, watched=watched)
+    return environment
+
+
+def _machine(capabilities: dict[str, object]) -> list[tuple[str, str]]:
+    facts = []
+    for key, name in (("machine", "Machine"), ("cpus", "Cores"), ("ram_bytes", "Memory"), ("tinylcm", "TinyLCM")):
+        value = capabilities.get(key)
+        if isinstance(value, str | int | float):
+            facts.append(
+                (name, f"{int(value) // _MIB} MiB" if key == "ram_bytes" and not isinstance(value, str) else str(value))
+            )
+    return facts
+
+
+def _safe_next(target: str) -> str:
+    """Where to go after the sign-in: only to a page of this server."""
+    return target if target.startswith("/") and not target.startswith(("//", "/\\")) else "/devices"
+
+
+class Pages:
+    """The handlers of the dashboard's pages."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._templates = _environment()
+
+    def _render(self, name: str, status: int = 200, **values: object) -> Response:
+        values.setdefault("person", "")
+        html = self._templates.get_template(name).render(**values)
+        return Response(html, status, media_type="text/html")
+
+    def problem(self, error: TinySphereError) -> Response:
+        """An error as a page."""
+        problem = problem_of(error)
+        return self._render("error.html", problem.status, title=problem.title, detail=str(error))
+
+    async def _person(self, request: Request) -> str:
+        cookie = request.cookies.get(SESSION_COOKIE, "")
+        if not cookie:
+            raise UnauthorizedError("sign in first")
+        now_s = self._server.clock.wall_s()
+        principal = await run_in_threadpool(auth.authenticate_session, self._server.db, cookie, now_s)
+        auth.require(principal, "read")
+        return principal.name or principal.id
+
+    def page(
+        self, build: Callable[[Request, str, float], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """A page for people who are signed in; others are sent to the sign-in."""
+
+        async def serve(request: Request) -> Response:
+            try:
+                person = await self._person(request)
+            except UnauthorizedError:
+                return RedirectResponse(f"/login?{urlencode({'next': request.url.path})}", 303)
+            try:
+                return await build(request, person, self._server.clock.wall_s())
+            except TinySphereError as error:
+                return self.problem(error)
+
+        return serve
+
+    async def home(self, request: Request) -> Response:
+        """The first page."""
+        return RedirectResponse("/devices", 303)
+
+    async def devices(self, request: Request, person: str, now: float) -> Response:
+        """Every device."""
+        call = Call(self._server, request, None)
+        page = await run_in_threadpool(fleet.list_devices, self._server.db, call.text("cursor"), call.limit(), now)
+        query = f"?{request.url.query}" if request.url.query else ""
+        return self._render(
+            "devices.html",
+            person=person,
+            devices=page.items,
+            next=page.next,
+            now=now,
+            address=f"/devices{query}",
+            origin=f"{request.url.scheme}://{request.url.netloc}",
+        )
+
+    async def device(self, request: Request, person: str, now: float) -> Response:
+        """One device, live."""
+        device_id = str(request.path_params["id"])
+        device = await run_in_threadpool(fleet.get_device, self._server.db, device_id, now)
+        page = await run_in_threadpool(drifthub.list_events, self._server.db, device_id, None, None, EVENTS_SHOWN)
+        newest = next((event for event in page.items if event.histogram is not None), None)
+        events = sorted(page.items, key=lambda event: event is not newest) if newest is not None else page.items
+        return self._render(
+            "device.html",
+            person=person,
+            device=device,
+            events=events,
+            bars=draw(events[0].histogram) if events else None,
+            machine=_machine(device.capabilities),
+            now=now,
+        )
+
+    async def event(self, request: Request, person: str, now: float) -> Response:
+        """One drift event with its evidence."""
+        number = Call(self._server, request, None).number_in_path("id")
+        event = await run_in_threadpool(drifthub.get_event, self._server.db, number)
+        return self._render(
+            "event.html", person=person, event=event, explanation=explain(event), bars=draw(event.histogram), now=now
+        )
+
+    async def login_form(self, request: Request) -> Response:
+        """The sign-in."""
+        return self._render("login.html", next=_safe_next(request.query_params.get("next", "")), problem="")
+
+    async def login(self, request: Request) -> Response:
+        """Exchange a token for a session cookie."""
+        raw = b"".join([piece async for piece in bounded_body(request, FORM_BYTES_MAX)])
+        fields = {key: values[0] for key, values in parse_qs(raw.decode("utf-8", "replace")).items()}
+        target, config = _safe_next(fields.get("next", "")), self._server.config
+        try:
+            secret = await run_in_threadpool(
+                auth.create_session,
+                self._server.db,
+                fields.get("token", "").strip(),
+                config.session_s,
+                self._server.clock.wall_s(),
+            )
+        except UnauthorizedError as error:
+            return self._render("login.html", 401, next=target, problem=str(error))
+        response = RedirectResponse(target, 303)
+        response.set_cookie(
+            SESSION_COOKIE,
+            secret,
+            max_age=config.session_s,
+            httponly=True,
+            samesite="strict",
+            secure=config.secure_cookies,
+        )
+        return response
+
+    async def logout(self, request: Request) -> Response:
+        """End the session."""
+        cookie = request.cookies.get(SESSION_COOKIE, "")
+        if cookie:
+            await run_in_threadpool(auth.end_session, self._server.db, cookie)
+        response = RedirectResponse("/login", 303)
+        response.delete_cookie(SESSION_COOKIE, httponly=True, samesite="strict")
+        return response
+
+
+def routes(server: Server) -> list[BaseRoute]:
+    """The dashboard's routes."""
+    pages = Pages(server)
+    return [
+        Route("/", pages.home),
+        Route("/login", pages.login_form, methods=["GET"]),
+        Route("/login", pages.login, methods=["POST"]),
+        Route("/logout", pages.logout, methods=["POST"]),
+        Route("/devices", pages.page(pages.devices)),
+        Route("/devices/{id}", pages.page(pages.device)),
+        Route("/events/{id}", pages.page(pages.event)),
+    ]

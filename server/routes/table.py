@@ -1,0 +1,355 @@
+"""One typed table of routes: the application and its OpenAPI 3.1 document are both made from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeVar
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from tinylcm.clock import Clock
+
+from .. import __version__
+from ..auth import SCOPES, Principal, authenticate, authenticate_session, require
+from ..config import ServerConfig
+from ..db import Database
+from ..errors import PROBLEMS, BadRequestError, ForbiddenError, InvalidError, TooLargeError, UnauthorizedError
+from ..store import FolderStore
+
+API: Final = "/api/v1"
+SESSION_COOKIE: Final = "tinysphere_session"
+SAFE_METHODS: Final = ("GET", "HEAD")
+PAGE_DEFAULT: Final = 50
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What every handler may use."""
+
+    config: ServerConfig
+    db: Database
+    store: FolderStore
+    clock: Clock
+
+    @property
+    def roots(self) -> Any:
+        """The folder of the publishers that are trusted."""
+        return self.config.data / "roots"
+
+
+@dataclass(slots=True)
+class Call:
+    """One authenticated request."""
+
+    server: Server
+    request: Request
+    principal: Principal | None
+    body: Any = None
+
+    @property
+    def now_s(self) -> float:
+        """Server time."""
+        return self.server.clock.wall_s()
+
+    @property
+    def who(self) -> str:
+        """Who asks, for the audit."""
+        return self.principal.who if self.principal is not None else "nobody"
+
+    def path(self, name: str) -> str:
+        """A part of the address."""
+        return str(self.request.path_params[name])
+
+    def number_in_path(self, name: str) -> int:
+        """A number in the address.
+
+        Raises:
+            BadRequestError: it is none.
+        """
+        text = self.path(name)
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise BadRequestError(f"{name} in the address is no number")
+        return int(text)
+
+    def text(self, name: str) -> str | None:
+        """A query parameter."""
+        value = self.request.query_params.get(name)
+        if value is not None and len(value) > 1000:
+            raise BadRequestError(f"the query's {name} is longer than 1000 characters")
+        return value
+
+    def number(self, name: str) -> float | None:
+        """A query parameter that is a finite number."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if not re.fullmatch(r"-?[0-9]{1,15}(\.[0-9]{1,9})?", value):
+            raise BadRequestError(f"the query's {name} is no number")
+        return float(value)
+
+    def limit(self, default: int = PAGE_DEFAULT, most: int | None = None) -> int:
+        """How many items to answer, within 1 and what the server allows."""
+        most = self.server.config.page_items_max if most is None else most
+        value = self.text("limit")
+        if value is None:
+            return min(default, most)
+        if not re.fullmatch(r"[0-9]{1,6}", value) or not 1 <= int(value) <= most:
+            raise BadRequestError(f"the query's limit: expected 1 to {most}")
+        return int(value)
+
+    async def run(self, job: Callable[..., _T], *arguments: object) -> _T:
+        """Call the logic in a worker thread."""
+        return await run_in_threadpool(job, *arguments)
+
+    async def raw_body(self, bytes_max: int) -> bytes:
+        """The body, read no further than its bound.
+
+        Raises:
+            TooLargeError: it is longer, or says so.
+        """
+        pieces = []
+        async for piece in bounded_body(self.request, bytes_max):
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+async def bounded_body(request: Request, bytes_max: int) -> Any:
+    """The body's pieces, refused as soon as they are too many, before that if the length is announced.
+
+    Raises:
+        TooLargeError: more than `bytes_max`.
+    """
+    announced = request.headers.get("content-length", "")
+    if announced.isdigit() and int(announced) > bytes_max:
+        raise TooLargeError(f"the body has {announced} bytes, at most {bytes_max} are taken here")
+    total = 0
+    try:
+        async for piece in request.stream():
+            total += len(piece)
+            if total > bytes_max:
+                raise TooLargeError(f"the body is longer than the {bytes_max} bytes taken here")
+            if piece:
+                yield piece
+    except ClientDisconnect:
+        raise BadRequestError("the connection ended inside the body") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a handler answers: a value of the route's type, or a ready response."""
+
+    value: object = None
+    status: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    response: Response | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A query parameter."""
+
+    name: str
+    kind: Literal["string", "integer", "number"] = "string"
+    about: str = ""
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+LIST_PARAMS: Final = (
+    Param("cursor", about="`next` of the page before"),
+    Param("limit", "integer", "items in the page"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row of the table.
+
+    Attributes:
+        scope: `public`, `device`, `any` (device or user) or a scope of users.
+        body: type of the JSON body; None for no or a raw body.
+        raw: media type of a raw body, which the handler reads itself.
+        answer: type of the JSON answer; None for another media type, named by `media`.
+        statuses: every good status with what it means.
+        problems: statuses of errors beside those that any route may give.
+    """
+
+    method: str
+    path: str
+    handler: Handler
+    summary: str
+    scope: str
+    answer: Any = None
+    body: Any = None
+    raw: str = ""
+    media: str = "application/json"
+    query: tuple[Param, ...] = ()
+    headers: tuple[str, ...] = ()
+    statuses: Mapping[int, str] = field(default_factory=lambda: {200: "done"})
+    problems: tuple[int, ...] = ()
+
+    @property
+    def status(self) -> int:
+        """The usual good status."""
+        return next(iter(self.statuses))
+
+
+def identify(call: Call, route: Route) -> None:
+    """Find out who asks and whether that is allowed; runs in a worker thread.
+
+    Raises:
+        UnauthorizedError, ForbiddenError: with what is missing.
+    """
+    if route.scope == "public":
+        return
+    header = call.request.headers.get("authorization", "")
+    if header:
+        scheme, _, bearer = header.partition(" ")
+        if scheme.lower() != "bearer" or not bearer:
+            raise UnauthorizedError("expected `Authorization: Bearer TOKEN`")
+        call.principal = authenticate(call.server.db, bearer.strip(), call.now_s)
+    else:
+        cookie = call.request.cookies.get(SESSION_COOKIE, "")
+        if not cookie:
+            raise UnauthorizedError("send `Authorization: Bearer TOKEN`; `tinysphere token create` makes one")
+        call.principal = authenticate_session(call.server.db, cookie, call.now_s)
+        # A page of another site can make a browser send the cookie, but not this header.
+        if route.method not in SAFE_METHODS and call.request.headers.get("x-requested-with") != "tinysphere":
+            raise ForbiddenError("changes by a signed-in browser need the header X-Requested-With: tinysphere")
+    if route.scope == "any":
+        if call.principal.kind == "user":
+            require(call.principal, "read")
+    else:
+        require(call.principal, route.scope)
+
+
+def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Response]]:
+    """The ASGI side of a row."""
+    decoder = msgspec.json.Decoder(route.body) if route.body is not None else None
+
+    async def serve(request: Request) -> Response:
+        call = Call(server, request, None)
+        await run_in_threadpool(identify, call, route)
+        if decoder is not None:
+            raw = await call.raw_body(server.config.json_bytes_max)
+            try:
+                call.body = decoder.decode(raw)
+            except msgspec.ValidationError as error:
+                raise InvalidError(str(error)) from error
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                raise BadRequestError(f"the body is not JSON: {error}") from error
+        answer = await route.handler(call)
+        if answer.response is not None:
+            return answer.response
+        return Response(
+            msgspec.json.encode(answer.value),
+            status_code=answer.status or route.status,
+            headers=dict(answer.headers),
+            media_type="application/json",
+        )
+
+    return serve
+
+
+def page_headers(call: Call, following: str | None) -> dict[str, str]:
+    """The Link header of a list's page."""
+    if following is None:
+        return {"description": "any JSON value"}  # an empty schema would count as none
+    url = call.request.url.include_query_params(cursor=following)
+    return {"Link": f'<{url.path}?{url.query}>; rel="next"'}
+
+
+class ProblemDocument(msgspec.Struct, frozen=True):
+    """RFC 9457 problem details."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+def _path_parameters(path: str) -> list[dict[str, object]]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", path)
+    ]
+
+
+def _operation(route: Route, schemas: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+    titles = {problem.status: problem.title for problem in PROBLEMS.values()}
+    problems = set(route.problems) | {400, 503, 500}
+    if route.scope != "public":
+        problems |= {401, 403}
+    if route.body is not None or route.raw:
+        problems |= {413, 422, 507}
+    responses: dict[str, Any] = {}
+    for status, about in route.statuses.items():
+        content = schemas[route.answer] if route.answer is not None else {"type": "string"}
+        responses[str(status)] = {"description": about, "content": {route.media: {"schema": content}}}
+    for status in sorted(problems):
+        problem = {"schema": schemas[ProblemDocument]}
+        responses[str(status)] = {"description": titles[status], "content": {"application/problem+json": problem}}
+    operation: dict[str, Any] = {
+        "summary": route.summary,
+        "operationId": f"{route.method.lower()}_{route.handler.__name__}",
+        "responses": responses,
+        "parameters": [
+            *_path_parameters(route.path),
+            *(
+                {"name": param.name, "in": "query", "description": param.about, "schema": {"type": param.kind}}
+                for param in route.query
+            ),
+            *({"name": name, "in": "header", "schema": {"type": "string"}} for name in route.headers),
+        ],
+        "security": [] if route.scope == "public" else [{"device" if route.scope == "device" else "token": []}],
+    }
+    if route.scope in SCOPES:
+        operation["description"] = f"Needs the scope `{route.scope}`."
+    if route.body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schemas[route.body]}}}
+    elif route.raw:
+        schema: dict[str, Any] = {"type": "object"} if route.raw == "application/json" else {}
+        operation["requestBody"] = {"required": True, "content": {route.raw: {"schema": schema}}}
+    return operation
+
+
+def _any_json(kind: type) -> dict[str, Any]:
+    """`object` in a Struct stands for any JSON value."""
+    if kind is object:
+        return {"description": "any JSON value"}  # an empty schema would count as none
+    raise TypeError(f"the OpenAPI document cannot describe {kind}")
+
+
+def openapi(routes: tuple[Route, ...]) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of the table."""
+    types: list[Any] = [ProblemDocument]
+    for route in routes:
+        types += [kind for kind in (route.answer, route.body) if kind is not None and kind not in types]
+    found, components = msgspec.json.schema_components(
+        types, schema_hook=_any_json, ref_template="#/components/schemas/{name}"
+    )
+    schemas = dict(zip(types, found, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schemas)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "TinySphere",
+            "version": __version__,
+            "description": "Fleet, models, deployments and drift of many small devices.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer", "description": "a user token, ts_..."},
+                "device": {"type": "http", "scheme": "bearer", "description": "a device key, ID.SECRET"},
+            },
+        },
+    }
