@@ -15,7 +15,8 @@ import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Final
+from types import TracebackType
+from typing import IO, Final, Self
 from urllib.parse import quote, urlencode, urlsplit
 
 import urllib3
@@ -95,6 +96,18 @@ class Client:
         except (OSError, ssl.SSLError) as error:
             raise ClientError(f"the CA file {ca_file} cannot be used: {error}") from error
         self._pool = urllib3.PoolManager(ssl_context=context, retries=False, timeout=timeout_s)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._pool.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _send(
         self, method: str, path: str, body: bytes | IO[bytes] | None, headers: Mapping[str, str]

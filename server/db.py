@@ -113,9 +113,7 @@ class Database:
         StartError: the file cannot be opened, or a newer server made it.
     """
 
-    def __init__(
-        self, path: Path, *, queue_max: int = 2000, group_max: int = 200, timeout_s: float = 30.0
-    ) -> None:
+    def __init__(self, path: Path, *, queue_max: int = 2000, group_max: int = 200, timeout_s: float = 30.0) -> None:
         self.path = path
         self._group_max = group_max
         self._timeout_s = timeout_s

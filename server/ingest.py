@@ -94,9 +94,7 @@ def sync_in(
     )
 
 
-def _note_device(
-    connection: Connection, device: str, request: SyncRequest, now_s: float, next_sync_s: float
-) -> None:
+def _note_device(connection: Connection, device: str, request: SyncRequest, now_s: float, next_sync_s: float) -> None:
     connection.execute(
         "UPDATE device SET last_seen_at = ?, clock_offset_s = ?, running = ?, next_sync_s = ?,"
         " capabilities = CASE WHEN ? = '{}' THEN capabilities ELSE ? END WHERE id = ?",
@@ -156,9 +154,7 @@ def _settle(
             )
             continue
         payload = json.dumps(record.payload, separators=(",", ":"))
-        accepted.append(
-            (device, stream, epoch, seq, record.type, record.boot, record.boot_ns, at, now_s, payload)
-        )
+        accepted.append((device, stream, epoch, seq, record.type, record.boot, record.boot_ns, at, now_s, payload))
     connection.executemany(
         "INSERT INTO record (device, stream, epoch, seq, type, boot, boot_ns, at, received_at, payload)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -203,9 +199,7 @@ def _gap(
 # What each known type does beside being stored ------------------------------------------------------------
 
 
-def _store(
-    connection: Connection, device: str, stream: Stream, record: Record, at: float | None, now_s: float
-) -> None:
+def _store(connection: Connection, device: str, stream: Stream, record: Record, at: float | None, now_s: float) -> None:
     handler = _HANDLERS.get(record.type)
     if handler is None:
         return
@@ -223,9 +217,7 @@ def _optional_number(fields: Fields, key: str) -> float | None:
     return None if fields.value.get(key) is None else fields.number(key)
 
 
-def _alarm(
-    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
-) -> None:
+def _alarm(connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float) -> None:
     histogram = None
     if fields.value.get("histogram") is not None:
         table = fields.table("histogram")
@@ -321,9 +313,7 @@ def _summary(
     )
 
 
-def _label(
-    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
-) -> None:
+def _label(connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float) -> None:
     connection.execute(
         "INSERT INTO label (device, prediction, label, at, received_at) VALUES (?, ?, ?, ?, ?)",
         (device, fields.text("prediction"), fields.text("label"), at, now_s),
@@ -350,9 +340,7 @@ def _deployment(
 def _device(
     connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
 ) -> None:
-    connection.execute(
-        "UPDATE device SET capabilities = ? WHERE id = ?", (json.dumps(finite(fields.value)), device)
-    )
+    connection.execute("UPDATE device SET capabilities = ? WHERE id = ?", (json.dumps(finite(fields.value)), device))
 
 
 def _declared_gap(
