@@ -49,6 +49,15 @@ def samples(activity: Path) -> np.ndarray:
     return np.concatenate([joined, joined + 4]).astype(np.float32)
 
 
+def wait_for_points(page: Page, chart: str, *, more_than: int) -> None:
+    """Playwright's own wait_for_function needs eval, which the page's policy forbids."""
+    for _ in range(150):
+        if int(page.get_attribute(f"[data-chart={chart}]", "data-points") or 0) > more_than:
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"the {chart} chart never got more than {more_than} points")
+
+
 def test_a_person_sees_the_fleet_the_live_charts_and_the_drift(
     server: Sphere, page: Page, tmp_path: Path, activity: Path
 ) -> None:
@@ -81,7 +90,7 @@ def test_a_person_sees_the_fleet_the_live_charts_and_the_drift(
         page.click("text=watch-01")
         page.wait_for_selector("[data-chart=confidence] canvas", timeout=15_000)
         page.wait_for_selector("[data-chart=latency] canvas")
-        page.wait_for_function("document.querySelector('[data-chart=latency]').dataset.points > 2", timeout=15_000)
+        wait_for_points(page, "latency", more_than=2)
         for chart in ("confidence", "latency"):
             assert page.eval_on_selector(f"[data-chart={chart}] canvas", DRAWN) >= 3
         assert page.locator("svg.histogram rect.current").count() >= 4
@@ -91,9 +100,7 @@ def test_a_person_sees_the_fleet_the_live_charts_and_the_drift(
         for _ in range(5):
             model.infer(np.zeros((100, 6)))
         device.sync()
-        page.wait_for_function(
-            f"document.querySelector('[data-chart=confidence]').dataset.points > {before}", timeout=15_000
-        )
+        wait_for_points(page, "confidence", more_than=before)
 
     page.click("#drift h2 a")
     page.wait_for_selector("text=Reference and current")
