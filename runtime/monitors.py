@@ -90,10 +90,9 @@ class Inputs:
             self._fresh = True
         return self._features
 
-    def new_rows(self) -> NDArray[np.float64]:
+    def new_rows(self) -> NDArray[np.float32]:
         """The samples that the window before did not have, all of them for the first window."""
-        rows = self.window if self.index == 0 else self.window[-self.hop :]
-        return rows.astype(np.float64)
+        return self.window if self.index == 0 else self.window[-self.hop :]
 
 
 class Monitor:
@@ -208,7 +207,7 @@ class FeatureMonitor(Monitor):
     def update(self, inputs: Inputs) -> Alarm | None:
         """Take the window's features."""
         detector, features = self.detector, inputs.features()
-        self._evidence.update(features)
+        self._evidence.update(features.astype(np.float32))
         if not detector.update(features[0]):
             return None
         worst = detector.worst

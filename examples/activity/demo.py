@@ -72,7 +72,9 @@ def start_server(data: Path) -> Server:
     if not line.startswith("TinySphere listens on "):
         process.kill()
         raise SystemExit(f"the server did not start; see {OUTPUT / 'server.log'}")
-    token = json.loads(call("tinysphere", "token", "create", "--data", str(data), "--role", "admin", "--json"))
+    token = json.loads(
+        call("tinysphere", "token", "create", "--data", str(data), "--role", "admin", "--name", "demo", "--json")
+    )
     return Server(process, line.removeprefix("TinySphere listens on ").split()[0], token["token"])
 
 

@@ -4,7 +4,7 @@
 and the build forbids contraction to FMA.
 """
 
-from libc.math cimport INFINITY, fabs, isfinite, log, sqrt
+from libc.math cimport INFINITY, NAN, fabs, isfinite, log, sqrt
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memmove, memset
 
@@ -342,19 +342,22 @@ cdef class RollingHistogram:
             result += (p - q) * log(p / q)
         return result
 
-    @property
-    def ks(self):
-        """The binned Kolmogorov-Smirnov distance of the newest window; NaN until it is full."""
+    cdef double _ks(self) noexcept nogil:
         cdef double here = 0.0, there = 0.0, result = 0.0
         cdef Py_ssize_t i
         if self.seen < self.window:
-            return float("nan")
+            return NAN
         for i in range(self.bins):
             here += <double>self._counts[i] / self.window
             there += self._shares[i]
             if fabs(here - there) > result:
                 result = fabs(here - there)
         return result
+
+    @property
+    def ks(self):
+        """The binned Kolmogorov-Smirnov distance of the newest window; NaN until it is full."""
+        return self._ks()
 
     def counts(self):
         """The newest window's count in each bin."""
@@ -391,7 +394,7 @@ cdef class BlockHistogram:
         self._edges = edges.copy()
         self._histograms = [RollingHistogram(counts[i], window, smoothing) for i in range(self.signals)]
 
-    def update(self, const double[:, ::1] rows not None):
+    def update(self, const float[:, ::1] rows not None):
         """Take rows of one value a signal; a value that is not finite is passed over."""
         cdef Py_ssize_t i, j, low, high, middle, bins = self._edges.shape[1]
         cdef RollingHistogram histogram
@@ -415,9 +418,16 @@ cdef class BlockHistogram:
                             high = middle
                     histogram._push(low)
 
-    def ks(self):
-        """Each signal's binned Kolmogorov-Smirnov distance; NaN until its window is full."""
-        return [(<RollingHistogram>histogram).ks for histogram in self._histograms]
+    def worst_ks(self):
+        """The signal with the greatest binned Kolmogorov-Smirnov distance, and that; NaN until a window is full."""
+        cdef Py_ssize_t i, worst = 0
+        cdef double distance, greatest = -1.0
+        for i in range(self.signals):
+            distance = (<RollingHistogram>self._histograms[i])._ks()
+            if distance > greatest:
+                greatest = distance
+                worst = i
+        return worst, greatest if greatest >= 0.0 else float("nan")
 
     def counts(self, Py_ssize_t signal):
         """The newest window's counts of one signal."""

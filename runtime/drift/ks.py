@@ -68,13 +68,13 @@ class BinnedKS:
         self._edges = [tuple(map(float, line)) for line in edges]
         self._counts = [tuple(map(float, bins)) for bins in counts]
         self._latch = Latch(threshold)
-        self._distances = [math.nan] * len(edges)
+        self._worst, self._statistic = 0, math.nan
 
-    def update(self, rows: NDArray[np.float64]) -> bool:
-        """Take rows `[n, signals]`; True when these raise the alarm."""
-        self._core.update(rows)
-        self._distances = self._core.ks()
-        return self._latch.judge(self.statistic)
+    def update(self, rows: NDArray[np.floating]) -> bool:
+        """Take rows `[n, signals]`; True when these raise the alarm. Values count as float32, as models see them."""
+        self._core.update(np.ascontiguousarray(rows, dtype=np.float32))
+        self._worst, self._statistic = self._core.worst_ks()
+        return self._latch.judge(self._statistic)
 
     @property
     def threshold(self) -> float:
@@ -89,12 +89,12 @@ class BinnedKS:
     @property
     def worst(self) -> int:
         """The signal that is farthest off."""
-        return max(range(len(self._distances)), key=lambda index: _order(self._distances[index]))
+        return self._worst
 
     @property
     def statistic(self) -> float:
         """The worst signal's distance; NaN until the window is full."""
-        return self._distances[self.worst]
+        return self._statistic
 
     def histogram(self, signal: int) -> HistogramPair:
         """A signal's reference beside the window's counts."""
@@ -106,9 +106,5 @@ class BinnedKS:
     def reset(self) -> None:
         """Forget the window."""
         self._core.clear()
-        self._distances = [math.nan] * len(self._edges)
+        self._worst, self._statistic = 0, math.nan
         self._latch.reset()
-
-
-def _order(distance: float) -> float:
-    return -1.0 if math.isnan(distance) else distance

@@ -23,7 +23,7 @@ from .table import SESSION_COOKIE, Call, Server, bounded_body
 
 FORM_BYTES_MAX: Final = 4096
 EVENTS_SHOWN: Final = 20
-BAR_AREA: Final = (640, 190, 160)  # width, height, base line, in the drawing's units
+BAR_AREA: Final = (800, 190, 165)  # width, height, base line, in the drawing's units
 _TEMPLATES: Final = Path(__file__).parent.parent / "templates"
 _MIB: Final = 1 << 20
 

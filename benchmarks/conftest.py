@@ -1,0 +1,19 @@
+"""Print every benchmark's ratio to its peer: absolute times on a shared machine say little."""
+
+from __future__ import annotations
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line a benchmark."""
+    session = getattr(config, "_benchmarksession", None)
+    rows = [bench for bench in (session.benchmarks if session is not None else []) if bench.extra_info.get("peer")]
+    if not rows:
+        return
+    terminalreporter.section("beside the peer, in the same run")
+    for bench in rows:
+        info = dict(bench.extra_info)
+        name, peer, ratio = bench.name.removeprefix("test_"), info.pop("peer"), info.pop("ratio", None)
+        figures = "  ".join(f"{key}={value}" for key, value in info.items())
+        terminalreporter.write_line(f"{name:<44} {ratio} x {peer}   {figures}")
