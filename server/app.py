@@ -25,7 +25,7 @@ from tinylcm.errors import TinyLCMError
 
 from .config import ServerConfig
 from .db import Database
-from .errors import TinySphereError, problem_of
+from .errors import NotFoundError, TinySphereError, problem_of
 from .routes import admin, deployments, devices, drift, machines, models, pages
 from .routes.table import ProblemDocument, Route, Server, endpoint, openapi
 from .store import FolderStore
@@ -132,17 +132,25 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
     routes: list[BaseRoute] = [
         StarletteRoute(route.path, endpoint(server, route), methods=[route.method]) for route in ROUTES
     ]
+    dashboard = pages.Pages(server)
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404 and "text/html" in request.headers.get("accept", ""):
+            return dashboard.problem(NotFoundError("there is no page at this address"))
+        return await _http_error(request, error)
+
     handlers: dict[Any, Any] = {
         TinySphereError: _known_error,
         TinyLCMError: _known_error,
-        HTTPException: _http_error,
+        HTTPException: http_error,
         Exception: _unexpected,
     }
     app = Starlette(
         routes=[
             *routes,
             StarletteRoute("/openapi.json", serve_document),
-            *pages.routes(server),
+            *pages.routes(dashboard),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
         middleware=[Middleware(SecurityHeaders)],

@@ -23,7 +23,8 @@ from .table import SESSION_COOKIE, Call, Server, bounded_body
 
 FORM_BYTES_MAX: Final = 4096
 EVENTS_SHOWN: Final = 20
-BAR_AREA: Final = (800, 190, 165)  # width, height, base line, in the drawing's units
+BAR_AREA: Final = (800, 170, 168)  # width, height, base line, in the drawing's units
+TICKS_MAX: Final = 8
 _TEMPLATES: Final = Path(__file__).parent.parent / "templates"
 _MIB: Final = 1 << 20
 
@@ -88,9 +89,8 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """A label under the bars."""
+    """A label under a pair of bars."""
 
-    x: float
     text: str
 
 
@@ -136,10 +136,9 @@ def draw(histogram: HistogramView | None) -> Bars | None:
             title = f"{name}: {kind} {share:.1%}"
             x, slim = round(slot * (index + place), 2), round(slot * 0.42, 2)
             bars.append(Bar(kind, x, round(base - tall, 2), slim, round(tall, 2), title))
-        if len(names) <= 16:
-            ticks.append(
-                Tick(round(slot * (index + 0.5), 2), name if not histogram.edges else f"{histogram.edges[index]:.3g}…")
-            )
+        every = -(-len(names) // TICKS_MAX)
+        label = f"{histogram.edges[index]:.2g}…" if histogram.edges else name
+        ticks.append(Tick(label if index % every == 0 else ""))
         rows.append(Row(name, f"{reference[index]:.1%}", f"{current[index]:.1%}"))
     return Bars(width, height, base, bars, ticks, rows)
 
@@ -211,10 +210,12 @@ class Pages:
         async def serve(request: Request) -> Response:
             try:
                 person = await self._person(request)
-            except UnauthorizedError:
-                return RedirectResponse(f"/login?{urlencode({'next': request.url.path})}", 303)
-            try:
                 return await build(request, person, self._server.clock.wall_s())
+            except UnauthorizedError:
+                target = f"/login?{urlencode({'next': request.url.path})}"
+                if "hx-request" in request.headers:  # a page that refreshes itself must leave as a whole
+                    return Response("", 200, {"HX-Redirect": target})
+                return RedirectResponse(target, 303)
             except TinySphereError as error:
                 return self.problem(error)
 
@@ -245,13 +246,13 @@ class Pages:
         device = await run_in_threadpool(fleet.get_device, self._server.db, device_id, now)
         page = await run_in_threadpool(drifthub.list_events, self._server.db, device_id, None, None, EVENTS_SHOWN)
         newest = next((event for event in page.items if event.histogram is not None), None)
-        events = sorted(page.items, key=lambda event: event is not newest) if newest is not None else page.items
         return self._render(
             "device.html",
             person=person,
             device=device,
-            events=events,
-            bars=draw(events[0].histogram) if events else None,
+            events=page.items,
+            newest=newest,
+            bars=draw(newest.histogram) if newest is not None else None,
             machine=_machine(device.capabilities),
             now=now,
         )
@@ -304,9 +305,8 @@ class Pages:
         return response
 
 
-def routes(server: Server) -> list[BaseRoute]:
+def routes(pages: Pages) -> list[BaseRoute]:
     """The dashboard's routes."""
-    pages = Pages(server)
     return [
         Route("/", pages.home),
         Route("/login", pages.login_form, methods=["GET"]),

@@ -16,6 +16,9 @@
     form.submit();
   }
 
+  // UTC and 24 hours, like every other time on the page.
+  const TIMES = (plot, ticks) => ticks.map((at) => new Date(at * 1000).toISOString().slice(11, 19));
+
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   // Vertical lines where drift alarms arrived.
@@ -65,9 +68,10 @@
     const plot = new uPlot(
       {
         ...size(),
+        tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
         plugins: [alarmLines(alarms)],
         scales: kind.range,
-        axes: [axis(), { ...axis(), size: 60 }],
+        axes: [{ ...axis(), values: TIMES, space: 70 }, { ...axis(), size: 60 }],
         series: [{}, ...kind.series.map((series) => ({ label: series.label, stroke: color(series.stroke), width: series.width, points: { size: 4 } }))],
       },
       [[], ...kind.series.map(() => [])],
