@@ -1,0 +1,183 @@
+"""The documentation says what the code does: names are complete, generated parts current, links and examples work."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+import tinylcm
+from tinylcm import config, errors, wire
+from tinylcm.cli import make_parser as tinylcm_parser
+from tinylcm.package import MAGIC, MEMBERS
+from tinylcm.segments import JOURNAL_SCHEMA
+from tinysphere.app import ROUTES
+from tinysphere.auth import ROLES, SCOPES
+from tinysphere.cli import make_parser as tinysphere_parser
+from tinysphere.config import ServerConfig
+from tinysphere.errors import PROBLEMS
+from tinysphere.ingest import DEPLOYMENT_STATES
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
+RECORD_TYPES = {"alarm", "label", "deployment", "summary", "device", "gap"}
+WIRE_TYPES = [
+    wire.SyncRequest,
+    wire.SyncResponse,
+    wire.Anchor,
+    wire.RunningModel,
+    wire.Desired,
+    wire.DesiredModel,
+    wire.Refused,
+    tinylcm.Record,
+]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```(.*?)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text()
+
+
+def missing(names: set[str], text: str) -> list[str]:
+    """The names that stand nowhere on a page as code."""
+    words = set(re.findall(r"[A-Za-z0-9_./{}:-]+", " ".join(re.findall(r"`([^`\n]+)`", text))))
+    return sorted(name for name in names if name not in words)
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    children = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not children:
+        yield parser
+    for action in children:
+        for child in action.choices.values():
+            yield from commands(child)
+
+
+@pytest.mark.parametrize("parser", [tinylcm_parser(), tinysphere_parser()], ids=lambda parser: parser.prog)
+def test_every_command_and_option_is_documented(parser: argparse.ArgumentParser) -> None:
+    text = page("cli.md")
+    found = list(commands(parser))
+    assert len(found) > 10
+    assert [command.prog for command in found if f"### {command.prog}\n" not in text] == []
+    options = {option for command in found for action in command._actions for option in action.option_strings}
+    assert missing(options - {"-h"}, text) == []
+
+
+def test_every_key_of_device_toml_is_documented() -> None:
+    text = page("configuration.md")
+    types = [config.DeviceConfig, config.ServerConfig, config.JournalConfig, config.TrialConfig]
+    tables = {"server", "journal", "trial", "packages"}  # the attributes that are tables of their own
+    keys = {item.name for kind in types for item in fields(kind)} - tables
+    assert missing(keys | {"package"}, text) == []
+    for line in config.default_toml().splitlines():
+        if found := re.match(r"([a-z_]+) = (\S+)", line):
+            assert re.search(rf"\| `{found[1]}` \| `{re.escape(found[2])}`", text), f"the default of {line!r}"
+
+
+def test_every_limit_of_the_server_is_documented() -> None:
+    assert missing({item.name for item in fields(ServerConfig)}, page("configuration.md")) == []
+
+
+def test_every_route_scope_and_problem_is_documented() -> None:
+    text = page("http-api.md")
+    assert [route.path for route in ROUTES if f"`{route.method} {route.path}`" not in text] == []
+    assert missing({*SCOPES, *ROLES, "public", "device", "any"}, text) == []
+    assert missing({problem.slug for problem in PROBLEMS.values()}, text) == []
+
+
+def test_every_error_and_public_name_is_documented() -> None:
+    text = page("python-api.md")
+    classes = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
+    assert {"TinyLCMError", "InputError"} <= classes
+    names = {*classes, *tinylcm.__all__, *tinylcm.drift.__all__, *tinylcm.stats.__all__}
+    values = {item.name for kind in (tinylcm.Prediction, tinylcm.Alarm) for item in fields(kind)}
+    assert missing(names | values, text) == []
+
+
+@pytest.mark.parametrize("kind", WIRE_TYPES, ids=lambda kind: kind.__name__)
+def test_every_field_on_the_wire_is_documented(kind: type) -> None:
+    assert is_dataclass(kind)
+    assert missing({item.name for item in fields(kind)}, page("wire.md")) == []
+
+
+def test_every_record_type_and_file_format_is_documented() -> None:
+    text = page("wire.md")
+    assert missing(RECORD_TYPES | set(DEPLOYMENT_STATES) | set(MEMBERS), text) == []
+    assert f"`WIRE_VERSION` is {wire.WIRE_VERSION}" in text
+    assert f"schema {JOURNAL_SCHEMA}" in text
+    assert MAGIC.decode().strip() in text
+
+
+@pytest.mark.source_tree
+def test_every_record_type_of_the_server_is_known_here() -> None:
+    source = (ROOT / "server" / "ingest.py").read_text()
+    handlers = source[source.index("_HANDLERS: Final") :]
+    assert set(re.findall(r'^    "(\w+)": ', handlers, re.MULTILINE)) == RECORD_TYPES
+
+
+@pytest.mark.source_tree
+def test_generated_parts_are_current() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "make_docs.py"), "--check"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def anchors(text: str) -> set[str]:
+    prose = BLOCK.sub("", text)
+    titles = re.findall(r"^#+ (.+)$", prose, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_resolve(path: Path) -> None:
+    text = path.read_text()
+    for target in LINK.findall(BLOCK.sub("", text)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        found = (path.parent / name).resolve() if name else path
+        assert found.exists(), f"{target} leads nowhere"
+        if anchor:
+            assert anchor in anchors(found.read_text()), f"{target}: no such heading"
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"`((?:tests|examples|docs)/[\w/.-]+\.\w+)(?:::\w+)?`", path.read_text())
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)
+def test_every_page_is_in_the_index(path: Path) -> None:
+    assert path.name == "README.md" or f"]({path.name})" in page("README.md")
+
+
+@pytest.mark.parametrize("name", ["quickstart.md", "python-api.md"])
+def test_examples_run(name: str, tmp_path: Path, activity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for source in activity.iterdir():
+        if source.is_file():
+            shutil.copy(source, tmp_path)
+    shutil.copytree(activity / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    text = page(name)
+    blocks = [(found.start(), found[1].strip(), found[2]) for found in BLOCK.finditer(text)]
+    python = [(start, body) for start, kind, body in blocks if kind == "python"]
+    assert len(python) >= 2
+    for _, kind, body in blocks:
+        if kind == "python no-run":
+            assert body.startswith("# Not run"), f"say why it is not run: {body[:60]!r}"
+            compile(body, name, "exec")
+    scope: dict[str, object] = {"__name__": "docs"}
+    for start, body in python:
+        line = text.count("\n", 0, start) + 1
+        exec(compile("\n" * line + body, str(DOCS / name), "exec"), scope)  # the page's own line numbers
