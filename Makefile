@@ -19,12 +19,12 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/cython-lint runtime/_ext
+	PATH="$(BIN):$$PATH" $(BIN)/cython-lint runtime/_ext   # it calls pycodestyle by name
 	$(BIN)/python scripts/check_version.py
 
 typecheck: $(VENV)/.dev view
 	$(BIN)/mypy -p tinylcm -p tinysphere -p firmware_bridge
-	$(BIN)/mypy examples/activity benchmarks scripts
+	MYPYPATH=build/view:examples/activity $(BIN)/mypy examples/activity benchmarks scripts
 
 bench: $(VENV)/.dev
 	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc -q $(ARGS)

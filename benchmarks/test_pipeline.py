@@ -66,7 +66,7 @@ def compare(benchmark: BenchmarkFixture, ours: Callable[[], object], peer: Calla
     benchmark.extra_info.update(
         peer=name, ours_us=round(ours_us, 2), peer_us=round(peer_us, 2), ratio=round(ours_us / peer_us, 3)
     )
-    benchmark.pedantic(ours, rounds=20, iterations=CALLS)
+    benchmark.pedantic(ours, rounds=20, iterations=CALLS)  # type: ignore[no-untyped-call]
 
 
 def test_infer_of_a_plain_model(

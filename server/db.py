@@ -148,7 +148,7 @@ class Database:
         if not existed:
             self.path.touch(mode=0o600)
         with self._database.connection_context():
-            connection = self._database.connection()
+            connection = self._connection()
             connection.execute("BEGIN IMMEDIATE")
             for table in TABLES:
                 manager = SchemaManager(table, self._database)
@@ -168,6 +168,10 @@ class Database:
                 "use the version of TinySphere that made it"
             )
 
+    def _connection(self) -> Connection:
+        found: Connection = self._database.connection()  # type: ignore[no-untyped-call]
+        return found
+
     def read(self, job: Callable[[Connection], T]) -> T:
         """Run a reading function on a connection of this thread; it sees committed data only."""
         with self._reader() as connection:
@@ -176,7 +180,7 @@ class Database:
     @contextmanager
     def _reader(self) -> Iterator[Connection]:
         with self._database.connection_context():
-            connection = self._database.connection()
+            connection = self._connection()
             try:
                 connection.execute("BEGIN")
                 yield connection
@@ -230,7 +234,7 @@ class Database:
 
     def _write_loop(self) -> None:
         with self._database.connection_context():
-            connection = self._database.connection()
+            connection = self._connection()
             while True:
                 first = self._queue.get()
                 if first is None:
@@ -271,11 +275,11 @@ class Database:
             return
         self.commits += 1
         self.jobs += len(group)
-        for item, result, error in outcomes:
-            if error is None:
+        for item, result, problem in outcomes:
+            if problem is None:
                 item.future.set_result(result)
             else:
-                item.future.set_exception(error)
+                item.future.set_exception(problem)
 
     @staticmethod
     def _run(connection: Connection, item: _Job) -> tuple[object, Exception | None]:

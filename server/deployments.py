@@ -11,7 +11,6 @@ import sqlite3
 from typing import Final
 
 import msgspec
-
 from tinylcm.wire import Desired, DesiredModel
 
 from .auth import audit

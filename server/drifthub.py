@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from .db import Database, Page, decode_cursor, paged, row, rows
+from .db import Database, Page, Value, decode_cursor, paged, row, rows
 from .errors import NotFoundError
 
 _NO_ID: Final = (1 << 63) - 1
@@ -66,11 +66,14 @@ def list_events(
     Raises:
         BadRequestError: the cursor is none of this list.
     """
-    where, values = ["e.id < ?"], [decode_cursor(cursor, int, _NO_ID)]
-    filters = [(column, value) for column, value in (("e.device", device), ("e.model", model)) if value]
-    where += [f"{column} = ?" for column, _ in filters]
+    where: list[str] = ["e.id < ?"]
+    bound: list[Value] = [decode_cursor(cursor, int, _NO_ID)]
+    for condition, value in (("e.device = ?", device), ("e.model = ?", model)):
+        if value:
+            where.append(condition)
+            bound.append(value)
+    bound.append(limit + 1)
     sql = f"{_SELECT} WHERE {' AND '.join(where)} ORDER BY e.id DESC LIMIT ?"
-    bound = (*values, *(value for _, value in filters), limit + 1)
     found = db.read(lambda connection: rows(connection, sql, bound))
     return paged([_view(item) for item in found], limit, lambda event: event.id)
 

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-
 from tinylcm.types import Json
 
 from .auth import audit, same_secret, split_token

@@ -257,7 +257,8 @@ def quantile(buckets: Sequence[tuple[int, int]], accuracy: float, zeros: int, q:
     if rank < seen:
         return 0.0
     gamma = (1.0 + accuracy) / (1.0 - accuracy)
-    for index, count in sorted(buckets):
+    index = 0
+    for index, count in sorted(buckets):  # noqa: B007 (the bucket in which the loop stops is the answer)
         seen += count
         if rank < seen:
             break

@@ -7,7 +7,6 @@ import sqlite3
 from pathlib import Path
 
 import msgspec
-
 from tinylcm.files import read_bounded
 from tinylcm.keys import Trust
 from tinylcm.package import PACKAGE_BYTES_MAX, Package, parse_package
@@ -103,7 +102,8 @@ def add_version(
         if known is not None:
             return _same(known, package), False
         connection.execute(
-            "INSERT INTO model_version (model, version, sha256, size, root, release, manifest, uploaded_at, uploaded_by)"
+            "INSERT INTO model_version"
+            " (model, version, sha256, size, root, release, manifest, uploaded_at, uploaded_by)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 name,

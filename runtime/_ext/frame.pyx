@@ -7,10 +7,10 @@ cdef uint32_t[8][256] _TABLE
 
 cdef void _fill() noexcept:
     cdef uint32_t crc
-    cdef int i, j, k
+    cdef int i, _bit, k
     for i in range(256):
         crc = <uint32_t>i
-        for j in range(8):
+        for _bit in range(8):
             crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
         _TABLE[0][i] = crc
     for i in range(256):
