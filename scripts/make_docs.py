@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from tinylcm.cli import make_parser as tinylcm_parser
-from tinylcm.slots import BACK, TRANSITIONS
+from tinylcm.errors import ModelError
+from tinylcm.slots import TRANSITIONS, Event, Held, Slot, State, step
 from tinysphere.app import ROUTES
 from tinysphere.cli import make_parser as tinysphere_parser
 from tinysphere.errors import PROBLEMS
@@ -130,12 +131,25 @@ def problems() -> str:
     return _table(("status", "`type` ends in", "`title`"), rows)
 
 
+def _reached(state: State, event: Event) -> list[str]:
+    """Where an event leads, by trying it on every kind of slot in that state."""
+    old, new = Held("0" * 64, "1.0.0"), Held("1" * 64, "2.0.0")
+    found = []
+    for under in (State.EMPTY, State.TRIAL, State.CONFIRMED) if state is State.STAGED else (State.EMPTY,):
+        for previous in (None, old):
+            slot = Slot(state, active=old, previous=previous, candidate=new, under=under)
+            try:
+                found.append(str(step(slot, event, new).state))
+            except ModelError:
+                continue  # nothing to go back to: the slot stays as it is
+    return list(dict.fromkeys(found))
+
+
 def slot_machine() -> str:
-    """The states of a slot as a diagram; `back` is drawn to both states that it can mean."""
+    """The states of a slot as a diagram."""
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> empty"]
-    for (state, event), target in TRANSITIONS.items():
-        targets = ("confirmed", "empty") if target == BACK else (str(target),)
-        lines += [f"    {state} --> {name}: {event}" for name in targets]
+    for state, event in TRANSITIONS:
+        lines += [f"    {state} --> {target}: {event}" for target in _reached(state, event)]
     return "\n".join([*lines, "```", ""])
 
 

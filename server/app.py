@@ -100,7 +100,9 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     _log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
-    return _problem(500, "internal", "The server is at fault", "an unexpected error; the server's log has it")
+    detail = "an unexpected error; the server's log has it"
+    # Starlette answers this one outside of all middleware, so the headers have to be put here.
+    return _problem(500, "internal", "The server is at fault", detail, dict(SECURITY_HEADERS))
 
 
 def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:

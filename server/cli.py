@@ -10,6 +10,7 @@ import ipaddress
 import json
 import logging
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -88,6 +89,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         app = create_app(config)
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
+        # uvicorn sends itself the signal again after its graceful stop: that must end the process with 0.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         print(f"TinySphere listens on {'https' if tls else 'http'}://{shown}:{port}", flush=True)
         uvicorn.Server(
             uvicorn.Config(

@@ -49,8 +49,9 @@ def page(name: str) -> str:
 
 def missing(names: set[str], text: str) -> list[str]:
     """The names that stand nowhere on a page as code."""
-    words = set(re.findall(r"[A-Za-z0-9_./{}:-]+", " ".join(re.findall(r"`([^`\n]+)`", text))))
-    return sorted(name for name in names if name not in words)
+    words = re.findall(r"[A-Za-z0-9_./{}:-]+", " ".join(re.findall(r"`([^`\n]+)`", text)))
+    known = {*words, *(part for word in words for part in word.split("."))}
+    return sorted(names - known)
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
@@ -151,9 +152,11 @@ def test_links_resolve(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_that_are_named_exist(path: Path) -> None:
-    named = re.findall(r"`((?:tests|examples|docs)/[\w/.-]+\.\w+)(?:::\w+)?`", path.read_text())
-    assert [name for name in named if not (ROOT / name).exists()] == []
+def test_files_and_tests_that_are_named_exist(path: Path) -> None:
+    named = re.findall(r"`((?:tests|examples|docs)/[\w/.-]+\.\w+)(?:::(\w+))?`", path.read_text())
+    assert [name for name, _ in named if not (ROOT / name).exists()] == []
+    tests = [(name, test) for name, test in named if test]
+    assert [test for name, test in tests if f"def {test}(" not in (ROOT / name).read_text()] == []
 
 
 @pytest.mark.parametrize("path", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)

@@ -68,7 +68,7 @@ class Mahalanobis:
 
     def update(self, row: NDArray[np.float64]) -> bool:
         """Take one vector `[d]`; True when it raises the alarm."""
-        self._core.update(row)
+        self._core.update(np.ascontiguousarray(row, dtype=np.float64))
         return self._latch.judge(self._core.distance)
 
     @property
