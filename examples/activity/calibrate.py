@@ -96,7 +96,7 @@ def make_reference(series: Array, labels: NDArray[np.str_], rng: np.random.Gener
             "input": [describe(name, series[:, :, i].ravel(), 10) for i, name in enumerate(CHANNELS)],
             "features": [describe(name, seen[:, i], 8) for i, name in enumerate(names)],
         },
-        "correlation": {"features": [[short(value) for value in row] for row in np.corrcoef(seen.T)]},
+        "correlation": {"features": [[short(value) for value in row] for row in np.atleast_2d(np.corrcoef(seen.T))]},
     }
 
 

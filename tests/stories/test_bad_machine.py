@@ -24,7 +24,10 @@ if os.getuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 sys.exit(importlib.import_module(sys.argv[2]).main(sys.argv[3:]))
 """
-LOADED = "encodings.ascii,tinylcm.device,tinylcm.doctor,tinylcm.keys,tinylcm.backends.onnx,tinysphere.app,tinysphere.cli,uvicorn"
+LOADED = (
+    "encodings.ascii,tinylcm.device,tinylcm.doctor,tinylcm.keys,tinylcm.backends.onnx,"
+    "tinysphere.app,tinysphere.cli,uvicorn"
+)
 
 
 def as_nobody(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
