@@ -146,7 +146,7 @@ def _check_name(name: str) -> None:
 
 _VIEW: Final = """SELECT d.*,
  (SELECT COUNT(*) FROM drift_event e WHERE e.device = d.id) AS alarms,
- (SELECT COALESCE(SUM(g.count), 0) FROM gap g WHERE g.device = d.id) AS gaps
+ (SELECT CAST(TOTAL(g.count) AS INTEGER) FROM gap g WHERE g.device = d.id) AS gaps
  FROM device d"""
 
 

@@ -36,7 +36,7 @@ async def readyz(call: Call) -> Answer:
 _COUNTS: Final = (
     ("tinysphere_devices", "gauge", "enrolled devices", "SELECT COUNT(*) FROM device"),
     ("tinysphere_drift_events_total", "counter", "drift alarms received", "SELECT COUNT(*) FROM drift_event"),
-    ("tinysphere_records_total", "counter", "records settled", "SELECT COALESCE(SUM(seq), 0) FROM watermark"),
+    ("tinysphere_records_total", "counter", "records settled", "SELECT CAST(TOTAL(seq) AS INTEGER) FROM watermark"),
 )
 
 

@@ -1,0 +1,173 @@
+"""Records arrive at least once and take effect exactly once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from kit import EPOCH, NOW, Kit, alarm, make_kit, record, request, summary
+from tinylcm.wire import Anchor, RunningModel
+from tinysphere import drifthub, fleet, reports
+from tinysphere.db import rows
+from tinysphere.ingest import quantile
+
+
+@pytest.fixture
+def kit(tmp_path: Path) -> Iterator[Kit]:
+    made = make_kit(tmp_path)
+    yield made
+    made.db.close()
+
+
+@pytest.fixture
+def device(kit: Kit) -> str:
+    return kit.enrol()
+
+
+def stored(kit: Kit, sql: str) -> list[tuple]:
+    return [tuple(found) for found in kit.db.read(lambda connection: rows(connection, sql))]
+
+
+def test_resent_records_count_once_and_are_acknowledged_again(kit: Kit, device: str) -> None:
+    batch = {"events": [record(1), record(2, "alarm", alarm())], "details": [record(1, "summary", summary([5], [0.5]))]}
+    first, again = kit.sync(device, **batch), kit.sync(device, **batch)
+    assert dict(first.acked) == dict(again.acked) == {"events": (EPOCH, 2), "details": (EPOCH, 1)}
+    kit.sync(device, events=[record(2, "alarm", alarm()), record(3)])
+    assert stored(kit, "SELECT COUNT(*) FROM record") == [(4,)]
+    assert len(drifthub.list_events(kit.db, device, None, None, 10).items) == 1
+    assert stored(kit, "SELECT COUNT(*) FROM label") == [(2,)]
+
+
+def test_a_bad_record_is_settled_with_its_reason_and_the_others_are_kept(kit: Kit, device: str) -> None:
+    events = [
+        record(1), record(2, "alarm", {"model": 3}), {**record(3), "payload": "text"}, record(4), {"nonsense": True},
+    ]  # fmt: skip
+    answer = kit.sync(device, events=events)
+    assert answer.acked["events"] == (EPOCH, 4)
+    assert {(item.seq, item.stream) for item in answer.refused} == {(2, "events"), (3, "events")}
+    assert all(item.reason for item in answer.refused)
+    assert kit.sync(device, events=events).acked["events"] == (EPOCH, 4)
+    assert stored(kit, "SELECT seq FROM record ORDER BY seq") == [(1,), (4,)]
+
+
+def test_a_jump_is_a_gap_until_the_device_declares_it(kit: Kit, device: str) -> None:
+    kit.sync(device, details=[record(1, "note", {}), record(5, "note", {})])
+    assert fleet.get_device(kit.db, device, NOW).gaps == 3
+    declared = {"epoch": EPOCH, "from_seq": 2, "to_seq": 4, "reason": "dropped", "count": 3}
+    kit.sync(device, details=[record(6, "gap", declared)])
+    gaps = stored(kit, "SELECT from_seq, to_seq, reason FROM gap")
+    assert (2, 4, "dropped") in gaps
+
+
+def test_an_absurd_jump_breaks_nothing(kit: Kit, device: str) -> None:
+    for seq in (1, 2**62, 2**63 - 1):
+        assert kit.sync(device, events=[record(seq)]).acked["events"] == (EPOCH, seq)
+    other = record(2**63 - 1, epoch="00000000000000bb")
+    kit.sync(device, events=[other])
+    assert fleet.get_device(kit.db, device, NOW).gaps > 0
+
+
+def test_epochs_are_apart_and_unknown_types_are_kept(kit: Kit, device: str) -> None:
+    kit.sync(device, events=[record(1, "telepathy", {"deep": [1, 2]})])
+    answer = kit.sync(device, events=[record(1, epoch="00000000000000bb")])
+    assert answer.acked["events"] == ("00000000000000bb", 1)
+    assert stored(kit, "SELECT type FROM record ORDER BY type") == [("label",), ("telepathy",)]
+
+
+@pytest.mark.parametrize("years", [-10, 10])
+def test_a_clock_that_is_years_off_gives_the_servers_times(kit: Kit, device: str, years: int) -> None:
+    wrong = NOW + years * 365 * 86400
+    kit.sync(device, anchor=Anchor(10_000_000_000, wrong), events=[record(1, "alarm", alarm())])
+    event = drifthub.list_events(kit.db, device, None, None, 1).items[0]
+    assert event.at_known and event.at == pytest.approx(NOW - 6)  # 4 s after boot, synced 10 s after boot
+    offset = fleet.get_device(kit.db, device, NOW).clock_offset_s
+    assert offset == pytest.approx(wrong - NOW)
+
+
+def test_a_boot_that_was_never_anchored_is_bracketed(kit: Kit, device: str) -> None:
+    kit.sync(device, events=[record(1, "alarm", alarm(), boot="lost-boot")])
+    event = drifthub.list_events(kit.db, device, None, None, 1).items[0]
+    assert event.at is None and not event.at_known and event.received_at == NOW
+
+
+def test_metrics_keep_their_quantiles(kit: Kit, device: str) -> None:
+    latency = np.random.default_rng(1).lognormal(4, 0.5, 500).tolist()
+    confidence = np.random.default_rng(2).uniform(0.3, 1, 500).tolist()
+    kit.sync(device, details=[record(1, "summary", summary(latency, confidence))])
+    point = reports.query_metrics(kit.db, device, "gesture", None, 10).points[0]
+    assert point.windows == 500 and point.dropped_samples == 1 and point.labels == {"a": 500}
+    assert point.confidence_mean == pytest.approx(np.mean(confidence))
+    for got, values, q in (
+        (point.latency_p50_us, latency, 0.5),
+        (point.latency_p95_us, latency, 0.95),
+        (point.confidence_p5, confidence, 0.05),
+    ):
+        assert got == pytest.approx(np.quantile(values, q, method="lower"), rel=0.0102)
+
+
+def test_quantiles_of_nothing_and_of_zeros() -> None:
+    assert quantile([], 0.01, 0, 0.5) is None
+    assert quantile([], 0.01, 3, 0.5) == 0.0
+    assert quantile([(10**6, 1)], 0.01, 0, 0.5) is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload"),
+    [
+        ("alarm", alarm(window="soon")),
+        ("alarm", alarm(histogram={"reference": ["x"], "current": [], "edges": [], "labels": []})),
+        ("alarm", alarm(model="x" * 5000)),
+        ("summary", {"model": "m"}),
+        ("summary", summary([1], [1], windows="many")),
+        ("summary", summary([1], [1], labels={"a": -1})),
+        ("deployment", {"deployment": 1, "model": "m", "version": "1", "sha256": "x", "state": "flying", "reason": ""}),
+        ("label", {"prediction": 1, "label": "x"}),
+        ("gap", {"epoch": EPOCH, "from_seq": 9, "to_seq": 2, "reason": "x", "count": 1}),
+    ],
+)
+def test_lying_payloads_are_refused_one_by_one(kit: Kit, device: str, kind: str, payload: dict) -> None:
+    answer = kit.sync(device, events=[record(1, kind, payload), record(2)])
+    assert [item.seq for item in answer.refused] == [1]
+    assert answer.acked["events"] == (EPOCH, 2)
+
+
+def test_deployment_states_and_running_models_are_shown(kit: Kit, device: str) -> None:
+    view = kit.upload()
+    deployment = kit.deploy()
+    answer = kit.sync(device)
+    assert answer.desired != "unchanged"
+    state = {
+        "deployment": deployment.id, "model": "gesture", "version": "1.0.0", "sha256": view.sha256,
+        "state": "refused", "reason": "no room",
+    }  # fmt: skip
+    running = (RunningModel("gesture", "0.9", "0" * 64, "confirmed"),)
+    kit.sync(device, events=[record(1, "deployment", state)], running=running)
+    from tinysphere.deployments import get_deployment
+
+    shown = get_deployment(kit.db, deployment.id).devices[0]
+    assert (shown.state, shown.reason) == ("refused", "no room")
+    assert fleet.get_device(kit.db, device, NOW).running[0].version == "0.9"
+
+
+def test_a_device_that_knows_the_state_is_not_told_again(kit: Kit, device: str) -> None:
+    kit.upload()
+    kit.deploy()
+    first = kit.sync(device)
+    assert not isinstance(first.desired, str)
+    known = {"generation": first.desired.generation, "server_instance": first.server_instance}
+    assert kit.sync(device, **known).desired == "unchanged"
+    assert kit.sync(device, **{**known, "server_instance": "another"}).desired != "unchanged"
+    kit.upload(__import__("models").make_package(version="2.0.0"))
+    kit.deploy("2.0.0")
+    news = kit.sync(device, **known).desired
+    assert not isinstance(news, str) and [model.version for model in news.models] == ["2.0.0"]
+
+
+def test_what_is_stored_is_what_was_sent(kit: Kit, device: str) -> None:
+    sent = record(1, "note", {"text": "ä\u2603", "number": 1.5, "nothing": None})
+    kit.sync(device, details=[sent])
+    assert json.loads(stored(kit, "SELECT payload FROM record")[0][0]) == sent["payload"]
+    assert request().wire == 1

@@ -1,0 +1,144 @@
+"""A TinySphere in process, below and above HTTP, with what tests put into it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from clocks import ManualClock
+from models import make_package, make_signer
+from starlette.testclient import TestClient
+from tinylcm.keys import pin_root
+from tinylcm.wire import Anchor, SyncRequest, SyncResponse, encode
+from tinysphere import auth, deployments, fleet, ingest, registry
+from tinysphere.app import create_app
+from tinysphere.config import ServerConfig
+from tinysphere.db import Database
+from tinysphere.store import FolderStore
+
+EPOCH = "00000000000000aa"
+NOW = 1_800_000_000.0
+
+
+@dataclass
+class Kit:
+    """One server's rooms on a folder."""
+
+    folder: Path
+    db: Database
+    store: FolderStore
+    clock: ManualClock
+
+    @property
+    def roots(self) -> Path:
+        return self.folder / "roots"
+
+    def token(self, role: str = "admin", **changes: object) -> str:
+        return auth.create_token(self.db, auth.TokenRequest(role, **changes), "test", self.clock.wall_s()).token  # type: ignore[arg-type]
+
+    def join(self, uses: int = 1, ttl_s: int = 3600) -> str:
+        return auth.create_join_token(self.db, uses, ttl_s, "test", self.clock.wall_s())
+
+    def enrol(self, name: str = "watch", secret: str = "11" * 32, token: str | None = None) -> str:
+        request = fleet.EnrolRequest(token or self.join(), name, hashlib.sha256(secret.encode()).hexdigest())
+        return fleet.enrol(self.db, request, self.clock.wall_s())[0].device_id
+
+    def upload(self, data: bytes | None = None, name: str = "gesture") -> registry.ModelVersionView:
+        pin_root(self.roots, make_signer().keyset.root)
+        upload = self.store.begin(1 << 20)
+        try:
+            upload.write(make_package() if data is None else data)
+            view, _ = registry.add_version(self.db, self.store, self.roots, name, upload, "test", self.clock.wall_s())
+        finally:
+            upload.close()
+        return view
+
+    def deploy(self, version: str = "1.0.0", selector: str = "all") -> deployments.DeploymentView:
+        request = deployments.DeploymentRequest("gesture", version, selector)
+        now_s = self.clock.wall_s()
+        return self.db.write(lambda connection: deployments.create_in(connection, request, "test", now_s))
+
+    def sync(self, device: str, **changes: object) -> SyncResponse:
+        return ingest.sync(self.db, device, request(**changes), self.clock.wall_s(), 30.0)
+
+
+def request(**changes: object) -> SyncRequest:
+    """A sync request with these fields."""
+    fields: dict[str, object] = {"wire": 1, "boot": "b1", "anchor": Anchor(10_000_000_000, NOW), **changes}
+    return SyncRequest(**fields)  # type: ignore[arg-type]
+
+
+def record(seq: int, type: str = "label", payload: Mapping[str, object] | None = None, **changes: object) -> dict:
+    """A record in its envelope."""
+    body = {"prediction": f"p-{seq}", "label": "walking"} if payload is None else dict(payload)
+    return {
+        "type": type, "epoch": EPOCH, "seq": seq, "boot": "b1", "boot_ns": 4_000_000_000, "payload": body, **changes,
+    }  # fmt: skip
+
+
+def alarm(**changes: object) -> dict[str, object]:
+    """The payload of an alarm."""
+    return {
+        "model": "gesture", "version": "1.0.0", "monitor": "input", "detector": "BinnedKS", "signal": "x",
+        "statistic": 0.6, "threshold": 0.5, "window": 40, "suspect": 10,
+        "histogram": {"reference": [1, 1], "current": [0, 2], "edges": [0, 1, 2], "labels": []}, **changes,
+    }  # fmt: skip
+
+
+def signal(values: list[float], accuracy: float = 0.01) -> dict[str, object]:
+    """A signal's summary as a device makes it."""
+    from tinylcm.stats import Summary
+
+    summary = Summary(accuracy)
+    for value in values:
+        summary.update(value)
+    buckets = [list(item) for item in summary.sketch.items()]
+    return {
+        "count": summary.moments.count, "mean": summary.moments.mean, "m2": summary.moments.m2,
+        "min": min(values), "max": max(values),
+        "sketch": {"accuracy": accuracy, "zeros": summary.sketch.zeros, "buckets": buckets},
+    }  # fmt: skip
+
+
+def summary(latency: list[float], confidence: list[float], **changes: object) -> dict[str, object]:
+    """The payload of a summary."""
+    return {
+        "model": "gesture", "version": "1.0.0", "start_ns": 1, "end_ns": 2, "windows": len(latency),
+        "latency_us": signal(latency), "confidence": signal(confidence), "labels": {"a": len(latency)},
+        "errors": 0, "dropped_samples": 1, "rss_bytes": 1000, "cpu_percent": 1.5, **changes,
+    }  # fmt: skip
+
+
+def make_kit(folder: Path, **limits: object) -> Kit:
+    """Open the rooms on a folder."""
+    db = Database(folder / "tinysphere.db", **limits)  # type: ignore[arg-type]
+    return Kit(folder, db, FolderStore(folder / "blobs"), ManualClock(wall_s=NOW - 1000))
+
+
+@dataclass
+class Web:
+    """The application in process, with its rooms."""
+
+    client: TestClient
+    kit: Kit
+
+    def bearer(self, token: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {token}"}
+
+    def enrol(self, name: str = "watch", secret: str = "22" * 32) -> tuple[str, dict[str, str]]:
+        device = self.kit.enrol(name, secret)
+        return device, self.bearer(f"{device}.{secret}")
+
+    def sync_body(self, **changes: object) -> bytes:
+        return encode(request(**changes))
+
+
+def make_web(folder: Path, **changes: object) -> Web:
+    """An application on a folder; use its client as a context manager."""
+    clock = ManualClock(wall_s=NOW - 1000)
+    app = create_app(ServerConfig(folder, **changes), clock)  # type: ignore[arg-type]
+    server = app.state.server
+    kit = Kit(folder, server.db, server.store, clock)
+    return Web(TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False), kit)
