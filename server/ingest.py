@@ -37,6 +37,7 @@ DEPLOYMENT_STATES: Final = frozenset(
 BUCKETS_MAX: Final = 4096
 LABELS_MAX: Final = 10_000
 REASON_CHARACTERS_MAX: Final = 1000
+EPOCHS_MAX: Final = 10_000  # a stream of a device; an honest journal draws a new one only when it was lost
 
 
 class _Times:
@@ -127,6 +128,7 @@ def _settle(
     marks: dict[str, int] = {}
     accepted: list[tuple[str, str, str, int, str, str, int, float | None, float, str]] = []
     last: tuple[str, int] | None = None
+    epochs: int | None = None
     for item in items:
         identity = record_id(item)
         if identity is None:
@@ -134,7 +136,15 @@ def _settle(
         last = identity
         epoch, seq = identity
         if epoch not in marks:
-            marks[epoch] = _watermark(connection, device, stream, epoch)
+            mark = _watermark(connection, device, stream, epoch)
+            if mark == 0:
+                epochs = _epochs(connection, device, stream) if epochs is None else epochs
+                if epochs >= EPOCHS_MAX:  # no row is kept of it either: a device cannot fill the disk with epochs
+                    reason = f"the device has used {EPOCHS_MAX} epochs on stream {stream}, the most that are taken"
+                    refused.append(Refused(stream, epoch, seq, f"{reason}; enrol it again"))
+                    continue
+                epochs += 1
+            marks[epoch] = mark
         if seq <= marks[epoch]:
             continue
         if seq > marks[epoch] + 1:
@@ -175,6 +185,11 @@ def _watermark(connection: Connection, device: str, stream: str, epoch: str) -> 
         (device, stream, epoch),
     )
     return int(found["seq"]) if found else 0
+
+
+def _epochs(connection: Connection, device: str, stream: str) -> int:
+    found = row(connection, "SELECT COUNT(*) AS n FROM watermark WHERE device = ? AND stream = ?", (device, stream))
+    return int(found["n"]) if found else 0
 
 
 def _gap(

@@ -151,7 +151,7 @@ def test_links_resolve(path: Path) -> None:
             assert anchor in anchors(found.read_text()), f"{target}: no such heading"
 
 
-@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_files_and_tests_that_are_named_exist(path: Path) -> None:
     named = re.findall(r"`((?:tests|examples|docs)/[\w/.-]+\.\w+)(?:::(\w+))?`", path.read_text())
     assert [name for name, _ in named if not (ROOT / name).exists()] == []

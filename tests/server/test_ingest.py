@@ -12,7 +12,7 @@ from kit import EPOCH, NOW, Kit, alarm, make_kit, record, request, summary
 from tinylcm.wire import Anchor, RunningModel
 from tinysphere import drifthub, fleet, reports
 from tinysphere.db import rows
-from tinysphere.ingest import quantile
+from tinysphere.ingest import EPOCHS_MAX, quantile
 
 
 @pytest.fixture
@@ -68,6 +68,17 @@ def test_an_absurd_jump_breaks_nothing(kit: Kit, device: str) -> None:
     other = record(2**63 - 1, epoch="00000000000000bb")
     kit.sync(device, events=[other])
     assert fleet.get_device(kit.db, device, NOW).gaps > 0
+
+
+def test_epochs_of_a_stream_are_bounded(kit: Kit, device: str) -> None:
+    for start in range(0, EPOCHS_MAX, 5000):
+        kit.sync(device, events=[record(1, "note", {}, epoch=f"{start + index:016x}") for index in range(5000)])
+    new, known = record(1, epoch="f" * 16), record(2, epoch="0" * 16)
+    answer = kit.sync(device, events=[new, known])
+    assert [(item.epoch, item.seq) for item in answer.refused] == [("f" * 16, 1)]
+    assert str(EPOCHS_MAX) in answer.refused[0].reason and answer.acked["events"] == ("0" * 16, 2)
+    assert stored(kit, "SELECT COUNT(*) FROM watermark") == [(EPOCHS_MAX,)]
+    assert kit.sync(device, details=[new]).refused == ()
 
 
 def test_epochs_are_apart_and_unknown_types_are_kept(kit: Kit, device: str) -> None:
