@@ -18,6 +18,7 @@ import models
 from clocks import ManualClock
 from starlette.testclient import TestClient
 from tinylcm import wire
+from tinylcm.types import Record
 from tinysphere import auth
 from tinysphere.app import create_app
 from tinysphere.config import ServerConfig
@@ -147,7 +148,7 @@ def enrol_body(token: str, name: str = "watch", secret: str = "s" * 43) -> dict[
 def record(seq: int, *, epoch: str = "0" * 16, kind: str = "label", **payload: object) -> dict[str, object]:
     """The JSON of a record of a device."""
     values = payload or {"prediction": seq, "label": "walk"}
-    made = wire.Record(epoch=epoch, seq=seq, type=kind, boot="boot-1", boot_ns=seq * 1000, payload=values)  # type: ignore[attr-defined]
+    made = Record(kind, epoch, seq, "boot-1", seq * 1000, values)
     return dict(wire.record_to_json(made))
 
 

@@ -1,0 +1,89 @@
+"""The Python client against a real server, and against one that lies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fleet import Sphere, sphere
+from models import make_package, make_signer
+from scripted import Reply, scripted_server
+from tinylcm.keys import pin_root
+from tinysphere.client import Client, ClientError
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Sphere]:
+    with sphere(tmp_path) as running:
+        pin_root(running.data / "roots", make_signer().keyset.root)
+        yield running
+
+
+def test_a_script_uploads_deploys_and_reads(server: Sphere, tmp_path: Path) -> None:
+    path = tmp_path / "p.tlm"
+    path.write_bytes(make_package())
+    sent: list[int] = []
+    with Client(server.url, server.token) as client:
+        assert client.upload(path, "gesture", progress=sent.append)["version"] == "1.0.0"
+        assert sent[-1] == path.stat().st_size
+        made = client.deploy("gesture", "1.0.0", key="once")
+        assert client.deploy("gesture", "1.0.0", key="once")["id"] == made["id"]
+        assert client.deployment(int(str(made["id"])))["state"] == "active"
+        assert client.abort(int(str(made["id"])))["state"] == "aborted"
+        assert [item["id"] for item in client.deployments()] == [made["id"]]
+        assert [item["name"] for item in client.models()] == ["gesture"]
+        assert client.devices() == client.events() == client.metrics() == []
+        with pytest.raises(ClientError, match="no device") as caught:
+            client.device("dnone")
+        assert caught.value.status == 404
+        with pytest.raises(ClientError, match="no drift event"):
+            client.event(3)
+
+
+def test_addresses_that_are_not_safe_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClientError, match="--insecure"):
+        Client("http://192.0.2.1", "t")
+    Client("http://192.0.2.1", "t", insecure=True).close()
+    with pytest.raises(ClientError, match="no http"):
+        Client("ftp://x", "t")
+    with pytest.raises(ClientError, match="cannot be used"):
+        Client("https://x", "t", ca_file=str(tmp_path / "none.pem"))
+
+
+def test_a_busy_server_is_asked_again_a_few_times_only() -> None:
+    replies = [
+        Reply(503, b"{}", {"Retry-After": "0"}),
+        Reply(503, b"{}", {"Retry-After": "0"}),
+        Reply(body=b'{"id": 1}'),
+    ]
+    with scripted_server(lambda request: replies.pop(0)) as (url, seen), Client(url, "t") as client:
+        assert client.deployment(1) == {"id": 1}
+    assert len(seen) == 3
+    busy = Reply(503, json.dumps({"detail": "later"}).encode(), {"Retry-After": "0"})
+    with scripted_server(lambda request: busy) as (url, seen), Client(url, "t") as client:
+        with pytest.raises(ClientError, match="later"):
+            client.deployment(1)
+    assert len(seen) == 4
+
+
+def test_answers_of_something_else_are_refused() -> None:
+    for body, said in ((b"<html>", "no JSON object"), (b"[1]", "no JSON object"), (b"{}", "holds no list")):
+        with scripted_server(lambda request, body=body: Reply(body=body)) as (url, _), Client(url, "t") as client:
+            with pytest.raises(ClientError, match=said):
+                client.devices()
+
+
+def test_a_list_that_never_ends_is_cut_off() -> None:
+    endless = Reply(body=json.dumps({"items": [{"id": 1}] * 100, "next": "again"}).encode())
+    with scripted_server(lambda request: endless) as (url, _), Client(url, "t") as client:
+        assert len(client.events(most=250)) == 250
+
+
+def test_a_server_that_is_not_there() -> None:
+    with (
+        Client("http://127.0.0.1:1", "t", timeout_s=1) as client,
+        pytest.raises(ClientError, match="cannot be reached"),
+    ):
+        client.devices()
