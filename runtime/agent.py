@@ -153,7 +153,16 @@ class Agent:
         held = Held(package.sha256, package.manifest.version, deployment)
         if package.expired:
             _log.warning("the key that signed %s %s has expired by this device's clock", name, held.version)
-        slot = step(self._store.read(name), Event.STAGE, held)
+        before = self._store.read(name)
+        if package.manifest.security_counter < before.floor:
+            reason = (
+                f"its security counter is {package.manifest.security_counter}, this device takes {before.floor} and "
+                "above: the publisher has revoked it"
+            )
+            self._store.write(name, mark_failed(before, held))
+            self._report(name, held, "refused", reason)
+            raise ModelError(f"{name} {held.version} is refused: {reason}")
+        slot = step(before, Event.STAGE, held)
         self._store.write(name, slot)
         self._report(name, held, "staged")
         try:
@@ -177,6 +186,12 @@ class Agent:
         if pipeline is not None:
             pipeline.swap(package)
             self._trials[model] = _Trial(package.sha256, pipeline.predictions, pipeline.failures)
+
+    def watch(self, model: str, pipeline: Pipeline) -> None:
+        """Count a pipeline that has just been opened from its first window on, if its package is on trial."""
+        slot = self._store.read(model)
+        if slot.state is State.TRIAL and slot.active is not None:
+            self._trials[model] = _Trial(slot.active.sha256, pipeline.predictions, pipeline.failures)
 
     def _judge_trials(self) -> None:
         for model, pipeline in list(self._pipelines.items()):
@@ -460,8 +475,9 @@ class Agent:
             self.tick()
 
     def close(self) -> None:
-        """Close the connection, and note that this start ended well: only crashes count against a trial."""
+        """Judge trials a last time, note that this start ended well (only crashes count against one), disconnect."""
         with self._lock:
+            self._attempt(self._judge_trials)
             for model in self._store.models():
                 slot = self._store.read(model)
                 if slot.boots:

@@ -94,8 +94,8 @@ def _journal(fields: Fields) -> JournalConfig:
         segment_bytes_max=fields.natural("segment_bytes_max", default.segment_bytes_max, low=4 << 10, high=256 * _MIB),
         commit_interval_s=fields.number("commit_interval_s", default.commit_interval_s, low=0.0, high=3600),
     )
-    if config.events_bytes_max + 2 * config.segment_bytes_max > config.journal_bytes_max:
-        raise fields.fail("journal_bytes_max", "must hold events_bytes_max and two segments for details")
+    if config.events_bytes_max + 5 * config.segment_bytes_max > config.journal_bytes_max:
+        raise fields.fail("journal_bytes_max", "must hold events_bytes_max and five segments for details")
     return config
 
 

@@ -171,6 +171,7 @@ class Device:
                 clock=self._clock,
             )
             self._pipelines[name] = pipeline
+            self.agent.watch(name, pipeline)
             self._models[name] = Model(pipeline)
         return self._models[name]
 

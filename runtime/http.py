@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -151,17 +152,23 @@ def fetch_ca(url: str, pin: str, *, timeout_s: float = 30.0) -> bytes:
     Raises:
         ServerError: unreachable, or another certificate came.
     """
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    pool = urllib3.PoolManager(ssl_context=context, retries=False, timeout=timeout_s)
+    parts = urlsplit(url)
+    connection: HTTPConnection
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = HTTPSConnection(parts.netloc, timeout=timeout_s, context=context)
+    else:
+        connection = HTTPConnection(parts.netloc, timeout=timeout_s)
     try:
-        response = pool.request("GET", url.rstrip("/") + "/api/v1/ca", preload_content=False, redirect=False)
+        connection.request("GET", parts.path.rstrip("/") + "/api/v1/ca")
+        response = connection.getresponse()
         data = response.read(CA_BYTES_MAX)
-    except urllib3.exceptions.HTTPError as error:
-        raise ServerError(f"{url} cannot be reached: {_reason(error)}") from error
+    except (OSError, HTTPException) as error:
+        raise ServerError(f"{url} cannot be reached: {error}") from error
     finally:
-        pool.clear()
+        connection.close()
     try:
         found = "sha256:" + hashlib.sha256(ssl.PEM_cert_to_DER_cert(data.decode("ascii").strip())).hexdigest()
     except ValueError as error:

@@ -79,6 +79,7 @@ class Slot:
         previous: the package that a failed trial or a rollback brings back.
         candidate: what is staged and runs nowhere yet.
         under: the state of `active` while a candidate is staged.
+        floor: least `security_counter` that may run; it rises by a signed revocation, never by installing.
         boots: starts of the device during the present trial that did not end well.
         failed: (deployment, sha256) pairs that failed here, newest last.
     """
@@ -88,6 +89,7 @@ class Slot:
     previous: Held | None = None
     candidate: Held | None = None
     under: State = State.EMPTY
+    floor: int = 0
     boots: int = 0
     failed: tuple[tuple[int, str], ...] = ()
 
@@ -120,7 +122,7 @@ def step(slot: Slot, event: Event, held: Held | None = None) -> Slot:
     if event is Event.PROBE_PASSED:
         # A package that was itself still on trial is no place to fall back to, unless there is nothing better.
         safe = slot.active if slot.under is State.CONFIRMED else slot.previous or slot.active
-        return Slot(State.TRIAL, active=slot.candidate, previous=safe, failed=slot.failed)
+        return Slot(State.TRIAL, active=slot.candidate, previous=safe, floor=slot.floor, failed=slot.failed)
     if event is Event.TRIAL_PASSED:
         return replace(slot, state=State.CONFIRMED, boots=0)
     return _back(slot, event)
@@ -140,7 +142,7 @@ def _back(slot: Slot, event: Event) -> Slot:
     if slot.state is State.CONFIRMED and slot.previous is None:
         raise ModelError("there is no earlier package to roll back to")
     state = State.CONFIRMED if slot.previous is not None else State.EMPTY
-    return Slot(state=state, active=slot.previous, failed=slot.failed)
+    return Slot(state=state, active=slot.previous, floor=slot.floor, failed=slot.failed)
 
 
 def unstage(slot: Slot) -> Slot:
@@ -168,6 +170,7 @@ def slot_to_json(slot: Slot) -> dict[str, Json]:
         "previous": _held_json(slot.previous),
         "candidate": _held_json(slot.candidate),
         "under": str(slot.under),
+        "floor": slot.floor,
         "boots": slot.boots,
         "failed": [[deployment, sha256] for deployment, sha256 in slot.failed],
     }
@@ -202,6 +205,7 @@ def slot_from_json(document: object) -> Slot:
         previous=_held(fields, "previous"),
         candidate=_held(fields, "candidate"),
         under=under,
+        floor=fields.natural("floor", 0),
         boots=fields.natural("boots", 0),
         failed=tuple(failed),
     )

@@ -19,7 +19,6 @@ class ServerConfig:
         writer_timeout_s: how long a request waits for its commit.
         json_bytes_max, sync_bytes_max, package_bytes_max: bodies of ordinary requests, of syncs and of uploads.
         next_sync_s: when devices are told to come back.
-        online_s_min: a device counts as online for at least this long after its last sync.
         session_s: life of a dashboard session.
         page_items_max: items in one page of a list.
         connections_max: open connections and tasks; more are answered with 503 by uvicorn.
@@ -37,7 +36,6 @@ class ServerConfig:
     sync_bytes_max: int = 4 << 20
     package_bytes_max: int = PACKAGE_BYTES_MAX
     next_sync_s: float = 30.0
-    online_s_min: float = 60.0
     session_s: int = 12 * 3600
     page_items_max: int = 500
     connections_max: int = 1000

@@ -267,7 +267,7 @@ def parse_selector(text: str) -> Terms:
         key, equals, value = piece.strip().partition("=")
         if not equals or not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
             raise BadRequestError(
-                f"selector: at character {at + 1}, {piece.strip()!r:.80}: expected `all` or key=value terms with "
+                f"selector: at character {at + len(piece) - len(piece.lstrip()) + 1}, {piece.strip()!r:.80}: expected `all` or key=value terms with "
                 "commas between, such as room=kitchen,name=watch-01"
             )
         terms.append((key, value))

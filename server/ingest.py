@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -29,13 +30,14 @@ from tinylcm.wire import (
 )
 
 from . import deployments
-from .db import Connection, Database, meta, row
+from .db import Connection, Database, meta, row, rows
 
 DEPLOYMENT_STATES: Final = frozenset(
     {"offered", "downloading", "staged", "refused", "trial", "confirmed", "rolled_back"}
 )
 BUCKETS_MAX: Final = 4096
 LABELS_MAX: Final = 10_000
+EPOCH: Final = re.compile(r"[0-9a-f]{16}")
 REASON_CHARACTERS_MAX: Final = 1000
 EPOCHS_MAX: Final = 10_000  # a stream of a device; an honest journal draws a new one only when it was lost
 
@@ -366,13 +368,18 @@ def _declared_gap(
     if to_seq < from_seq:
         raise fields.fail("to_seq", f"is {to_seq}, before from_seq {from_seq}")
     epoch, reason = fields.text("epoch"), fields.text("reason", length_max=REASON_CHARACTERS_MAX)
-    # What the jump of seq had left open is now explained: the declaration replaces it.
-    connection.execute(
-        "DELETE FROM gap WHERE device = ? AND stream = ? AND epoch = ? AND reason IS NULL"
-        " AND from_seq >= ? AND to_seq <= ?",
-        (device, stream, epoch, from_seq, to_seq),
-    )
-    _gap(connection, device, stream, epoch, from_seq, to_seq, reason, fields.natural("count"), now_s)
+    if not EPOCH.fullmatch(epoch):
+        raise fields.fail("epoch", "expected 16 hexadecimal digits")
+    count = fields.natural("count", high=to_seq - from_seq + 1)
+    # What the jump of seq had left open is now explained: the declaration takes its part out of it.
+    where = "device = ? AND stream = ? AND epoch = ? AND reason IS NULL AND from_seq <= ? AND to_seq >= ?"
+    values = (device, stream, epoch, to_seq, from_seq)
+    for hole in rows(connection, f"SELECT from_seq, to_seq FROM gap WHERE {where}", values):  # noqa: S608 (constants)
+        for low, high in ((hole["from_seq"], from_seq - 1), (to_seq + 1, hole["to_seq"])):
+            if low <= high:
+                _gap(connection, device, stream, epoch, low, high, None, high - low + 1, now_s)
+    connection.execute(f"DELETE FROM gap WHERE {where}", values)  # noqa: S608 (constants)
+    _gap(connection, device, stream, epoch, from_seq, to_seq, reason, count, now_s)
 
 
 _Handler = Callable[[sqlite3.Connection, str, Stream, Fields, "float | None", float], None]

@@ -304,3 +304,22 @@ def test_a_start_that_is_killed_counts_against_the_trial(config: DeviceConfig) -
     )
     subprocess.run([sys.executable, "-c", child, str(config.data)], check=False, timeout=60)
     assert SlotStore(config.data, config.data / "trust").read("gesture").boots == 1
+
+
+def test_a_package_below_the_security_floor_is_refused(peer: Peer, device: Device) -> None:
+    device.agent.install(make_package(version="2.0.0", security_counter=3))
+    store = SlotStore(device.config.data, device.config.data / "trust")
+    store.write("gesture", replace(store.read("gesture"), floor=3))
+    with pytest.raises(ModelError, match="security counter is 2, this device takes 3"):
+        device.agent.install(make_package(version="1.0.0", security_counter=2))
+    device.agent.install(make_package(version="1.5.0", security_counter=3))  # older, but not revoked
+    assert device.slots()["gesture"].active.version == "1.5.0"  # type: ignore[union-attr]
+    assert device.slots()["gesture"].floor == 3
+
+
+def test_a_short_run_confirms_its_trial(config: DeviceConfig) -> None:
+    with Device.open(config, background=False) as device:
+        device.agent.install(GOOD)
+        for _ in range(5):
+            device.model("gesture").infer([1, 2, 3])
+    assert SlotStore(config.data, config.data / "trust").read("gesture").state is State.CONFIRMED

@@ -62,17 +62,23 @@ def test_a_busy_server_is_asked_again_a_few_times_only() -> None:
         assert client.deployment(1) == {"id": 1}
     assert len(seen) == 3
     busy = Reply(503, json.dumps({"detail": "later"}).encode(), {"Retry-After": "0"})
-    with scripted_server(lambda request: busy) as (url, seen), Client(url, "t") as client:
-        with pytest.raises(ClientError, match="later"):
-            client.deployment(1)
+    with (
+        scripted_server(lambda request: busy) as (url, seen),
+        Client(url, "t") as client,
+        pytest.raises(ClientError, match="later"),
+    ):
+        client.deployment(1)
     assert len(seen) == 4
 
 
 def test_answers_of_something_else_are_refused() -> None:
     for body, said in ((b"<html>", "no JSON object"), (b"[1]", "no JSON object"), (b"{}", "holds no list")):
-        with scripted_server(lambda request, body=body: Reply(body=body)) as (url, _), Client(url, "t") as client:
-            with pytest.raises(ClientError, match=said):
-                client.devices()
+        with (
+            scripted_server(lambda request, body=body: Reply(body=body)) as (url, _),
+            Client(url, "t") as client,
+            pytest.raises(ClientError, match=said),
+        ):
+            client.devices()
 
 
 def test_a_list_that_never_ends_is_cut_off() -> None:

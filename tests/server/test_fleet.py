@@ -114,7 +114,9 @@ def test_selectors_match_ids_names_and_labels() -> None:
         assert fleet.matches(fleet.parse_selector(text), "d1", "w", labels) is expected
 
 
-@pytest.mark.parametrize(("text", "at"), [("", 1), ("site", 1), ("a=1,b", 5), ("a=1,,b=2", 5), ("=x", 1), ("a=1 2", 1)])
+@pytest.mark.parametrize(
+    ("text", "at"), [("", 1), ("site", 1), ("a=1,b", 5), ("a=1,,b=2", 5), ("=x", 1), ("a=b, =x", 6), ("a=1 2", 1)]
+)
 def test_a_wrong_selector_is_pointed_at(text: str, at: int) -> None:
     with pytest.raises(BadRequestError, match=f"at character {at}"):
         fleet.parse_selector(text)

@@ -62,6 +62,15 @@ def test_a_jump_is_a_gap_until_the_device_declares_it(kit: Kit, device: str) -> 
     assert (2, 4, "dropped") in gaps
 
 
+def test_a_declaration_of_a_part_leaves_the_rest_open(kit: Kit, device: str) -> None:
+    kit.sync(device, details=[record(1, "note", {}), record(11, "note", {})])
+    part = {"epoch": EPOCH, "from_seq": 2, "to_seq": 5, "reason": "dropped", "count": 4}
+    kit.sync(device, details=[record(12, "gap", part)])
+    gaps = sorted(stored(kit, "SELECT from_seq, to_seq, COALESCE(reason, ''), count FROM gap"))
+    assert gaps == [(2, 5, "dropped", 4), (6, 10, "", 5)]
+    assert fleet.get_device(kit.db, device, NOW).gaps == 9
+
+
 def test_an_absurd_jump_breaks_nothing(kit: Kit, device: str) -> None:
     for seq in (1, 2**62, 2**63 - 1):
         assert kit.sync(device, events=[record(seq)]).acked["events"] == (EPOCH, seq)
@@ -137,6 +146,8 @@ def test_quantiles_of_nothing_and_of_zeros() -> None:
         ("deployment", {"deployment": 1, "model": "m", "version": "1", "sha256": "x", "state": "flying", "reason": ""}),
         ("label", {"prediction": 1, "label": "x"}),
         ("gap", {"epoch": EPOCH, "from_seq": 9, "to_seq": 2, "reason": "x", "count": 1}),
+        ("gap", {"epoch": EPOCH, "from_seq": 2, "to_seq": 9, "reason": "x", "count": 9}),
+        ("gap", {"epoch": "not hex", "from_seq": 2, "to_seq": 9, "reason": "x", "count": 1}),
     ],
 )
 def test_lying_payloads_are_refused_one_by_one(kit: Kit, device: str, kind: str, payload: dict) -> None:
