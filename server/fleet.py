@@ -266,8 +266,9 @@ def parse_selector(text: str) -> Terms:
     for piece in pieces:
         key, equals, value = piece.strip().partition("=")
         if not equals or not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
+            place = at + len(piece) - len(piece.lstrip()) + 1
             raise BadRequestError(
-                f"selector: at character {at + len(piece) - len(piece.lstrip()) + 1}, {piece.strip()!r:.80}: expected `all` or key=value terms with "
+                f"selector: at character {place}, {piece.strip()!r:.80}: expected `all` or key=value terms with "
                 "commas between, such as room=kitchen,name=watch-01"
             )
         terms.append((key, value))
