@@ -34,6 +34,7 @@ from .db import Database
 from .errors import StartError, TinySphereError
 
 CA_BYTES_MAX: Final = 256 << 10
+BUILD_TIMEOUT_S: Final = 600.0
 
 
 def _print(arguments: argparse.Namespace, document: object, text: str) -> None:
@@ -82,6 +83,13 @@ def _serve(arguments: argparse.Namespace) -> None:
             f"{arguments.host} is not this machine alone and there is no TLS: keys and tokens would travel in the "
             "clear. Give --tls-cert and --tls-key, or name the choice with --insecure"
         )
+    if tls:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(arguments.tls_cert, arguments.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(
+                f"{arguments.tls_cert} and {arguments.tls_key} are no certificate with its key: {error}"
+            ) from None
     ca_file = arguments.tls_ca or arguments.tls_cert
     ca_pem = read_bounded(Path(ca_file), CA_BYTES_MAX) if ca_file else None
     config = ServerConfig(data=Path(arguments.data), ca_pem=ca_pem, secure_cookies=tls)
@@ -205,6 +213,7 @@ def _built(arguments: argparse.Namespace) -> Iterator[Path]:
             capture_output=True,
             text=True,
             check=False,
+            timeout=BUILD_TIMEOUT_S,
         )
         if result.returncode != 0:
             raise TinySphereError(result.stderr.strip().removeprefix("tinylcm: ") or "the package could not be built")

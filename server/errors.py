@@ -74,19 +74,6 @@ class StartError(TinySphereError):
     """The server cannot start as it was told to."""
 
 
-class ClientError(TinySphereError):
-    """A request of the client failed.
-
-    Args:
-        message: what happened and what to do.
-        status: the HTTP status, or 0 when the server was not reached.
-    """
-
-    def __init__(self, message: str, *, status: int = 0) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
     """How an error class is answered."""

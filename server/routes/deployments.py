@@ -14,7 +14,7 @@ from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
 
 async def create_deployment(call: Call) -> Answer:
     """Deploy a version to the devices that a selector matches."""
-    key, request = call.request.headers.get("idempotency-key"), msgspec.json.encode(call.body)
+    key, request = call.request.headers.get("idempotency-key"), b"POST deployments " + msgspec.json.encode(call.body)
     now_s, who = call.now_s, call.who
 
     def create() -> bytes:

@@ -14,7 +14,7 @@ async def add_version(call: Call) -> Answer:
     server = call.server
     upload = await call.run(server.store.begin, server.config.package_bytes_max)
     try:
-        async for piece in bounded_body(call.request, server.config.package_bytes_max):
+        async for piece in bounded_body(call.request, server.config.package_bytes_max, server.config.body_timeout_s):
             await call.run(upload.write, piece)
         view, new = await call.run(
             registry.add_version, server.db, server.store, server.roots, call.path("name"), upload, call.who, call.now_s

@@ -271,7 +271,9 @@ class Pages:
 
     async def login(self, request: Request) -> Response:
         """Exchange a token for a session cookie."""
-        raw = b"".join([piece async for piece in bounded_body(request, FORM_BYTES_MAX)])
+        raw = b"".join(
+            [piece async for piece in bounded_body(request, FORM_BYTES_MAX, self._server.config.body_timeout_s)]
+        )
         fields = {key: values[0] for key, values in parse_qs(raw.decode("utf-8", "replace")).items()}
         target, config = _safe_next(fields.get("next", "")), self._server.config
         try:

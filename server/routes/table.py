@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
@@ -113,30 +114,37 @@ class Call:
             TooLargeError: it is longer, or says so.
         """
         pieces = []
-        async for piece in bounded_body(self.request, bytes_max):
+        async for piece in bounded_body(self.request, bytes_max, self.server.config.body_timeout_s):
             pieces.append(piece)
         return b"".join(pieces)
 
 
-async def bounded_body(request: Request, bytes_max: int) -> Any:
+async def bounded_body(request: Request, bytes_max: int, timeout_s: float) -> AsyncIterator[bytes]:
     """The body's pieces, refused as soon as they are too many, before that if the length is announced.
 
     Raises:
         TooLargeError: more than `bytes_max`.
+        BadRequestError: the connection ended, or paused for longer than `timeout_s`.
     """
     announced = request.headers.get("content-length", "")
     if announced.isdigit() and int(announced) > bytes_max:
         raise TooLargeError(f"the body has {announced} bytes, at most {bytes_max} are taken here")
     total = 0
-    try:
-        async for piece in request.stream():
-            total += len(piece)
-            if total > bytes_max:
-                raise TooLargeError(f"the body is longer than the {bytes_max} bytes taken here")
-            if piece:
-                yield piece
-    except ClientDisconnect:
-        raise BadRequestError("the connection ended inside the body") from None
+    stream = aiter(request.stream())
+    while True:
+        try:
+            piece = await asyncio.wait_for(anext(stream), timeout_s)
+        except StopAsyncIteration:
+            return
+        except ClientDisconnect:
+            raise BadRequestError("the connection ended inside the body") from None
+        except TimeoutError:
+            raise BadRequestError(f"nothing more of the body came within {timeout_s:g} s; send it again") from None
+        total += len(piece)
+        if total > bytes_max:
+            raise TooLargeError(f"the body is longer than the {bytes_max} bytes taken here")
+        if piece:
+            yield piece
 
 
 @dataclass(frozen=True, slots=True)

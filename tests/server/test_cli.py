@@ -68,6 +68,9 @@ def test_a_server_keeps_to_this_machine_unless_told(tmp_path: Path) -> None:
     data = str(tmp_path / "s")
     refused = run("serve", "--host", "0.0.0.0", "--port", "0", "--data", data, code=2)
     assert "--insecure" in refused.stderr and refused.stderr.count("\n") == 1
+    (tmp_path / "x.pem").write_text("no certificate")
+    noise = str(tmp_path / "x.pem")
+    assert "no certificate" in run("serve", "--data", data, "--tls-cert", noise, "--tls-key", noise, code=2).stderr
     assert "belong together" in run("serve", "--data", data, "--tls-cert", "x.pem", code=2).stderr
 
 
