@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tinylcm
 from tinylcm import config, errors, wire
 from tinylcm.cli import make_parser as tinylcm_parser
+from tinylcm.keys import init_keys, load_public, pin_root
 from tinylcm.package import MAGIC, MEMBERS
+from tinylcm.publish import build
 from tinylcm.segments import JOURNAL_SCHEMA
 from tinysphere.app import ROUTES
 from tinysphere.auth import ROLES, SCOPES
@@ -184,3 +189,47 @@ def test_examples_run(name: str, tmp_path: Path, activity: Path, monkeypatch: py
     for start, body in python:
         line = text.count("\n", 0, start) + 1
         exec(compile("\n" * line + body, str(DOCS / name), "exec"), scope)  # the page's own line numbers
+
+
+def readme_blocks(kind: str) -> list[str]:
+    return [found[2] for found in BLOCK.finditer((ROOT / "README.md").read_text()) if found[1].strip() == kind]
+
+
+def test_the_python_of_the_readme_runs(
+    tmp_path: Path, activity: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recordings = np.load(activity / "data" / "basic_motions.npz")["x_test"].transpose(0, 2, 1)
+    shutil.copy(activity / "model.onnx", tmp_path)
+    init_keys(tmp_path / "keys")
+    package = build(activity / "model.onnx", activity / "model.toml", tmp_path / "keys" / "release.key")
+    (tmp_path / "activity.tlm").write_bytes(package)
+    pin_root(tmp_path / "d" / "trust", load_public(tmp_path / "keys" / "root.pub"))
+    (tmp_path / "device.toml").write_text('[device]\ndata = "d"\n[models.activity]\npackage = "activity.tlm"\n')
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {"window": recordings[0], "samples": list(recordings[0])}
+    blocks = readme_blocks("python")
+    assert len(blocks) == 2
+    try:
+        for body in blocks:
+            exec(compile(body, "README.md", "exec"), scope)
+    finally:
+        if "device" in scope:
+            scope["device"].close()  # type: ignore[attr-defined]
+    assert capsys.readouterr().out.startswith(("badminton", "running", "standing", "walking", "0", "1", "2", "3"))
+
+
+def test_the_server_commands_of_the_readme_run(tmp_path: Path) -> None:
+    (block,) = (body for body in readme_blocks("sh") if "tinysphere serve" in body)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    script = block.replace("8080", port).replace("--data fleet &", f"--data fleet --port {port} &\nSERVER=$!", 1)
+    script = script.replace("tinylcm keys init keys\n", "tinylcm keys init keys\nsleep 4\n", 1)  # until it listens
+    script = f"set -e\ntrap 'kill $SERVER' EXIT\n{script}"
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    result = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert "tinysphere+http://127.0.0.1" in result.stdout and "deployment 1: activity 1.0.0 to all" in result.stdout
