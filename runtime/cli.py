@@ -17,7 +17,7 @@ from typing import Final
 
 from .config import DeviceConfig, default_toml, load_config, parse_config
 from .errors import ConfigError, InputError, TinyLCMError
-from .files import write_atomic
+from .files import device_error, write_atomic
 from .package import Package, load_package
 from .types import Json, Prediction
 from .version import __version__
@@ -405,13 +405,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         return arguments.handler(arguments) or 0
-    except (TinyLCMError, BrokenPipeError) as error:
+    except (TinyLCMError, OSError) as error:
         if arguments.debug:
             raise
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()  # the reader has gone, as after `| head`: nothing to say and nobody to tell
             return 0
-        print(f"tinylcm: {error}", file=sys.stderr)
+        shown = device_error(error, "reaching") if isinstance(error, OSError) else error
+        print(f"tinylcm: {shown}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) and not isinstance(error, InputError) else 1
     except KeyboardInterrupt:
         print("tinylcm: interrupted", file=sys.stderr)

@@ -23,7 +23,7 @@ from typing import Final
 
 import msgspec
 from tinylcm.errors import ConfigError, TinyLCMError
-from tinylcm.files import make_folder, read_bounded
+from tinylcm.files import device_error, make_folder, read_bounded
 from tinylcm.keys import load_public, pin_root
 from tinylcm.package import load_package
 
@@ -407,13 +407,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
     try:
         arguments.handler(arguments)
-    except (TinySphereError, TinyLCMError, ClientError, BrokenPipeError) as error:
+    except (TinySphereError, TinyLCMError, ClientError, OSError) as error:
         if arguments.debug:
             raise
         if isinstance(error, BrokenPipeError):
             sys.stderr.close()  # the reader has gone, as after `| head`
             return 0
-        print(f"tinysphere: {error}", file=sys.stderr)
+        shown = device_error(error, "reaching") if isinstance(error, OSError) else error
+        print(f"tinysphere: {shown}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError | StartError) else 1
     except KeyboardInterrupt:
         return 130

@@ -26,6 +26,14 @@ def server(tmp_path: Path) -> Iterator[Sphere]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def own_umask() -> Iterator[None]:
+    """The commands close the folder to others for their whole process; here that is ours."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 def run(*arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [sys.executable, "-m", "tinysphere.cli", *arguments],

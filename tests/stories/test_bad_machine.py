@@ -46,8 +46,9 @@ def as_nobody(module: str, *arguments: str, cwd: Path) -> subprocess.CompletedPr
 def open_folder(tmp_path: Path) -> Iterator[Path]:
     """A folder that anybody may enter, with a locked one inside."""
     folder = Path("/tmp") / f"tinymlops-{os.getpid()}-{time.monotonic_ns()}"  # tmp_path is closed to others
-    folder.mkdir(mode=0o755)
-    (folder / "locked").mkdir(mode=0o555)
+    for path, mode in ((folder, 0o755), (folder / "locked", 0o555)):
+        path.mkdir()
+        path.chmod(mode)  # whatever the umask is
     yield folder
     for path in sorted(folder.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
@@ -70,6 +71,14 @@ def test_a_folder_without_permission_is_one_clear_line(open_folder: Path, comman
     assert result.returncode in (1, 2)
     assert said in result.stderr and "locked" in result.stderr
     assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_folder_that_may_not_even_be_entered_is_one_clear_line(open_folder: Path) -> None:
+    open_folder.chmod(0o700)
+    for module, command in (("tinylcm.cli", ["status"]), ("tinysphere.cli", ["trust", "r.pub", "--data", "d"])):
+        result = as_nobody(module, *command, cwd=open_folder)
+        assert result.returncode in (1, 2)
+        assert "Traceback" not in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_doctor_names_the_folder_that_cannot_be_written(open_folder: Path) -> None:
