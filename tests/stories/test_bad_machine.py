@@ -66,6 +66,7 @@ def open_folder(tmp_path: Path) -> Iterator[Path]:
 )
 def test_a_folder_without_permission_is_one_clear_line(open_folder: Path, command: list[str], said: str) -> None:
     (open_folder / "device.toml").write_text('[device]\ndata = "locked/data"\n')
+    (open_folder / "device.toml").chmod(0o644)
     result = as_nobody(*command, cwd=open_folder)
     (open_folder / "device.toml").unlink()
     assert result.returncode in (1, 2)
@@ -83,6 +84,7 @@ def test_a_folder_that_may_not_even_be_entered_is_one_clear_line(open_folder: Pa
 
 def test_doctor_names_the_folder_that_cannot_be_written(open_folder: Path) -> None:
     (open_folder / "device.toml").write_text('[device]\ndata = "locked/data"\n')
+    (open_folder / "device.toml").chmod(0o644)
     result = as_nobody("tinylcm.cli", "doctor", cwd=open_folder)
     (open_folder / "device.toml").unlink()
     assert result.returncode == 1
