@@ -192,8 +192,15 @@ class Device:
         return {name: self._store.read(name) for name in self._store.models()}
 
     def label(self, prediction_id: str, label: str) -> None:
-        """Tell the ground truth of a prediction when it comes; it is journalled at once and synced."""
-        self.journal.append("events", "label", {"prediction": prediction_id, "label": label})
+        """Tell the ground truth of a prediction when it comes; it is journalled at once and synced.
+
+        Raises:
+            DeviceError: the journal refuses it: its budget for events is used up.
+            WireError: one of the texts is too long.
+        """
+        future = self.journal.append("events", "label", {"prediction": prediction_id, "label": label})
+        if future.done():  # only a refusal is known at once; being durable takes the disk's time
+            future.result()
 
     def sync(self, *, progress: Callable[[int], object] | None = None) -> int:
         """Sync now; returns the number of records that the server acknowledged.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import make_package, make_signer, write_keys
-from tinylcm import ConfigError, Device, DeviceError, ModelError, ServerError
+from tinylcm import ConfigError, Device, DeviceError, ModelError, ServerError, WireError
 from tinylcm.config import DeviceConfig, TrialConfig
 from tinylcm.device import enrol
 from tinylcm.slots import State
@@ -73,6 +73,11 @@ def test_a_damaged_only_package_is_an_error(config: DeviceConfig) -> None:
         (config.data / "packages" / f"{active.sha256}.tlm").write_bytes(b"rot")
         with pytest.raises(ModelError):
             device.model("gesture")
+
+
+def test_a_label_that_the_journal_refuses_is_said_to_the_caller(config: DeviceConfig) -> None:
+    with Device.open(config, background=False) as device, pytest.raises(WireError):
+        device.label("p", "x" * (1 << 20))
 
 
 def test_two_processes_cannot_hold_one_device(config: DeviceConfig) -> None:
