@@ -11,6 +11,7 @@ from setuptools.command.build_ext import build_ext
 FOLDERS = {"tinylcm": "runtime", "tinysphere": "server", "firmware_bridge": "firmware_bridge"}
 ROOT = Path(__file__).resolve().parent
 DEBUG = bool(os.environ.get("TINYMLOPS_DEBUG"))
+ANNOTATE = bool(os.environ.get("TINYMLOPS_ANNOTATE"))
 
 packages, package_dir = [], {}
 for name, folder in FOLDERS.items():
@@ -58,7 +59,8 @@ setup(
         extensions,
         include_path=[str(ROOT / "build" / "pxd")],
         build_dir="build/cython",
-        annotate=bool(os.environ.get("TINYMLOPS_ANNOTATE")),
+        annotate=ANNOTATE,
+        force=ANNOTATE,  # what is up to date would be passed over, and no page written
         compiler_directives={
             "language_level": 3,
             "boundscheck": DEBUG,

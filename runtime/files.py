@@ -11,8 +11,6 @@ from pathlib import Path
 
 from .errors import DeviceError, ModelError
 
-_CHUNK_BYTES = 1 << 20
-
 
 def device_error(error: OSError, doing: str) -> DeviceError:
     """Turn an OSError into a sentence that a person can act on."""
@@ -98,22 +96,6 @@ def read_bounded(path: Path, bytes_max: int) -> bytes:
     if len(data) > bytes_max:
         raise DeviceError(f"{path} is larger than the {bytes_max} bytes allowed here")
     return data
-
-
-def sha256_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hex.
-
-    Raises:
-        DeviceError: the file cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise device_error(error, "reading") from error
-    return digest.hexdigest()
 
 
 def read_verified(path: Path, sha256: str, bytes_max: int) -> bytes:

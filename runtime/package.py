@@ -30,10 +30,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .checks import Fields
-from .errors import InputError, ModelError, WireError
+from .errors import ModelError, WireError
 from .files import device_error
 from .keys import PACKAGE_DOMAIN, KeySet, Signer, Trust, fingerprint, verify_signature
-from .types import HistogramPair, Json
+from .types import Json
 from .wire import canonical_json, finite
 
 MAGIC: Final = b"TLMPKG1\n"
@@ -503,10 +503,3 @@ def load_package(
     except OSError as error:
         raise device_error(error, "reading the package") from error
     return parse_package(data, trust, expiry=expiry, now_s=now_s)
-
-
-def histogram_of(feature: FeatureReference, current: tuple[float, ...]) -> HistogramPair:
-    """A feature's reference beside what is seen now, over the reference's bins."""
-    if len(current) != len(feature.counts):
-        raise InputError(f"{feature.name}: {len(current)} counts for {len(feature.counts)} bins")
-    return HistogramPair(feature.counts, current, feature.edges)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from pathlib import Path
 from typing import Final
 
 from .errors import DeviceError, ModelError
-from .files import make_folder, read_bounded, write_atomic
+from .files import make_folder, read_bounded, read_verified, write_atomic
 from .keys import Trust
 from .package import NAME, PACKAGE_BYTES_MAX, Package, parse_package
 from .slots import Held, Slot, slot_from_json, slot_to_json
@@ -95,9 +94,7 @@ class SlotStore:
         path = self.package_path(held.sha256)
         if not path.exists():
             raise ModelError(f"package {held.version} ({held.sha256[:12]}) is missing from this device")
-        data = read_bounded(path, PACKAGE_BYTES_MAX)
-        if hashlib.sha256(data).hexdigest() != held.sha256:
-            raise ModelError(f"package {path.name} on this device is damaged: its content has another hash")
+        data = read_verified(path, held.sha256, PACKAGE_BYTES_MAX)
         return parse_package(data, self.trust())
 
     def _collect(self) -> None:

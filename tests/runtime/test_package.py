@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinylcm import package
-from tinylcm.errors import DeviceError, InputError, ModelError
+from tinylcm.errors import DeviceError, ModelError
 from tinylcm.keys import PACKAGE_DOMAIN, KeySet, PrivateKey, ReleaseKey, Signer, Trust, fingerprint
 from tinylcm.package import (
     FeatureReference,
@@ -26,7 +26,6 @@ from tinylcm.package import (
     Manifest,
     WindowSpec,
     build_package,
-    histogram_of,
     load_package,
     parse_manifest,
     parse_package,
@@ -346,9 +345,3 @@ def test_building_twice_gives_the_same_bytes() -> None:
 def test_without_golden_inputs_there_are_none() -> None:
     data = build_package(replace(MANIFEST, golden=None), {"model.onnx": b"m"}, SIGNER)
     assert parse(data).golden_inputs().shape == (0, 3, 2)
-
-
-def test_a_histogram_needs_the_references_bins() -> None:
-    assert histogram_of(FEATURE, (1.0, 2.0)).edges == FEATURE.edges
-    with pytest.raises(InputError, match="x: 3 counts for 2 bins"):
-        histogram_of(FEATURE, (1.0, 2.0, 3.0))
