@@ -19,7 +19,6 @@ from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tinylcm._ext.drift import BlockHistogram
 from tinylcm._ext.stats import window_moments
 
 from .drift import ADWIN, PSI, BinnedKS, CategoricalPSI, Mahalanobis, PageHinkley
@@ -196,23 +195,21 @@ class FeatureMonitor(Monitor):
         super().__init__(name, "features")
         self.detector = detector
         self._references = tuple(references)
-        widest = max(len(reference.counts) for reference in references)
-        edges = np.full((len(references), widest - 1), math.inf)
-        counts = np.zeros((len(references), widest))
-        for index, reference in enumerate(references):
-            edges[index, : len(reference.counts) - 1] = reference.edges[1:-1]
-            counts[index, : len(reference.counts)] = reference.counts
-        self._evidence = BlockHistogram(edges, counts, detector.window, 1.0)
+        self._evidence = BinnedKS(
+            [reference.edges for reference in references],
+            [reference.counts for reference in references],
+            threshold=0.999,  # it keeps the histograms; the distance decides
+            window=detector.window,
+        )
 
     def update(self, inputs: Inputs) -> Alarm | None:
         """Take the window's features."""
         detector, features = self.detector, inputs.features()
-        self._evidence.update(features.astype(np.float32))
+        self._evidence.update(features)
         if not detector.update(features[0]):
             return None
         worst = detector.worst
         reference = self._references[worst]
-        counts = self._evidence.counts(worst)[: len(reference.counts)]
         return Alarm(
             monitor=self.name,
             detector="Mahalanobis",
@@ -221,7 +218,7 @@ class FeatureMonitor(Monitor):
             threshold=detector.threshold,
             window=inputs.index,
             suspect=max(0, inputs.index + 1 - detector.window),
-            histogram=HistogramPair(reference.counts, tuple(map(float, counts)), reference.edges),
+            histogram=self._evidence.histogram(worst),
         )
 
 

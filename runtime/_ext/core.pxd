@@ -22,8 +22,12 @@ cdef int restore(void* target, object source, Py_ssize_t size) except -1
 cdef void* allocate(Py_ssize_t count, size_t size) except NULL
 cdef long long natural(object value, long long most=*) except -1
 cdef double number(object value) except? -1
+cdef Py_ssize_t ring_place(object place, Py_ssize_t used, Py_ssize_t window) except -1
 
 
 cdef inline bint usable(double x) noexcept nogil:
     """Neither NaN nor infinite, and small enough that sums of its square stay finite: one comparison."""
     return fabs(x) <= 1e140
+
+
+cdef const double* take_row(object row, Py_ssize_t d, Py_buffer* view, double* scratch) except NULL

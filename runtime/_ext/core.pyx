@@ -169,3 +169,34 @@ cdef double number(object value) except? -1:
     if isnan(<double>value):
         raise ValueError("a number is NaN")
     return value
+
+
+cdef Py_ssize_t ring_place(object place, Py_ssize_t used, Py_ssize_t window) except -1:
+    """Where a ring of a state goes on: behind what it holds until it is full."""
+    cdef Py_ssize_t result = natural(place, window - 1)
+    if used < window and result != used:
+        raise ValueError("a ring has a hole")
+    return result
+
+
+cdef const double* take_row(object row, Py_ssize_t d, Py_buffer* view, double* scratch) except NULL:
+    """A row of d float64 or float32 values without a copy of the object; the caller releases the view."""
+    cdef Py_ssize_t j
+    try:
+        PyObject_GetBuffer(row, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+    except (TypeError, BufferError, ValueError):
+        pass
+    else:
+        if view.ndim == 1 and view.shape[0] == d and view.format != NULL:
+            if view.itemsize == 8 and view.format[0] == c"d":
+                return <const double*>view.buf
+            if view.itemsize == 4 and view.format[0] == c"f":
+                for j in range(d):
+                    scratch[j] = (<const float*>view.buf)[j]
+                return scratch
+        PyBuffer_Release(view)
+    array = doubles(row, 1)
+    if array.size != d:
+        raise InputError(f"expected a row of {d} values, got {array.size}")
+    PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+    return <const double*>view.buf

@@ -1,76 +1,117 @@
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal, TypeAlias
 
-class PageHinkleyCore:
-    delta: float
-    threshold: float
-    alpha: float
-    min_instances: int
-    count: int
-    seen: int
+from numpy.typing import ArrayLike
+
+from .core import Streaming
+
+Policy: TypeAlias = Literal["reset", "rebase", "latch"]
+
+POLICIES: tuple[Policy, ...]
+WARNING: float
+REARM: float
+
+class Detector(Streaming):
+    index: int
+    ignored: int
+    n_detections: int
     suspect: int
     drift_detected: bool
-    def __init__(
-        self, min_instances: int, delta: float, threshold: float, alpha: float, up: bool, down: bool
-    ) -> None: ...
+    warning_detected: bool
+    def update(self, x: float, /) -> bool: ...
+    def update_many(self, values: ArrayLike, /) -> list[int]: ...
+    def reset(self) -> None: ...
     @property
     def statistic(self) -> float: ...
-    def update(self, x: float, /) -> bool: ...
-    def reset(self) -> None: ...
+    @property
+    def threshold(self) -> float: ...
+    @property
+    def p_value(self) -> float | None: ...
+    @property
+    def phase(self) -> Literal["warm-up", "armed", "warning", "alarm"]: ...
+    @property
+    def policy(self) -> Policy: ...
+    @property
+    def seen(self) -> int: ...
 
-class ADWINCore:
+class PageHinkley(Detector):
+    min_instances: int
+    delta: float
+    alpha: float
+    count: int
+    def __init__(
+        self,
+        min_instances: int = 30,
+        delta: float = 0.005,
+        threshold: float = 50.0,
+        alpha: float = 0.9999,
+        mode: Literal["up", "down", "both"] = "both",
+    ) -> None: ...
+
+class ADWIN(Detector):
     delta: float
     clock: int
     min_window_length: int
     grace_period: int
-    seen: int
-    width: float
     total: float
     variance: float
-    drift_detected: bool
-    n_detections: int
-    statistic: float
-    bound: float
     def __init__(
-        self, delta: float, clock: int, max_buckets: int, min_window_length: int, grace_period: int
-    ) -> None: ...
-    def update(self, x: float, /) -> bool: ...
-    def reset(self) -> None: ...
-
-class RollingHistogram:
-    bins: int
-    window: int
-    seen: int
-    def __init__(self, reference: NDArray[np.float64], window: int, smoothing: float) -> None: ...
-    @property
-    def full(self) -> bool: ...
-    @property
-    def psi(self) -> float: ...
-    @property
-    def ks(self) -> float: ...
-    def push(self, bin: int, /) -> None: ...
-    def counts(self) -> tuple[int, ...]: ...
-    def clear(self) -> None: ...
-
-class BlockHistogram:
-    signals: int
-    def __init__(
-        self, edges: NDArray[np.float64], counts: NDArray[np.float64], window: int, smoothing: float
-    ) -> None: ...
-    def update(self, rows: NDArray[np.float32], /) -> None: ...
-    def worst_ks(self) -> tuple[int, float]: ...
-    def counts(self, signal: int, /) -> tuple[int, ...]: ...
-    def clear(self) -> None: ...
-
-class RollingMahalanobis:
-    signals: int
-    window: int
-    seen: int
-    def __init__(
-        self, mean: NDArray[np.float64], std: NDArray[np.float64], inverse: NDArray[np.float64], window: int
+        self,
+        delta: float = 0.002,
+        clock: int = 32,
+        max_buckets: int = 5,
+        min_window_length: int = 5,
+        grace_period: int = 10,
     ) -> None: ...
     @property
-    def distance(self) -> float: ...
-    def update(self, row: NDArray[np.float64], /) -> None: ...
-    def means(self) -> list[float]: ...
-    def clear(self) -> None: ...
+    def width(self) -> int: ...
+
+class DDM(Detector):
+    warm_start: int
+    warning_threshold: float
+    drift_threshold: float
+    def __init__(self, warm_start: int = 30, warning_threshold: float = 2.0, drift_threshold: float = 3.0) -> None: ...
+
+class EDDM(Detector):
+    warm_start: int
+    alpha: float
+    beta: float
+    def __init__(self, warm_start: int = 30, alpha: float = 0.95, beta: float = 0.9) -> None: ...
+
+class HDDMA(Detector):
+    drift_confidence: float
+    warning_confidence: float
+    two_sided_test: bool
+    def __init__(
+        self, drift_confidence: float = 0.001, warning_confidence: float = 0.005, two_sided_test: bool = False
+    ) -> None: ...
+
+class HDDMW(Detector):
+    drift_confidence: float
+    warning_confidence: float
+    lambda_val: float
+    two_sided_test: bool
+    def __init__(
+        self,
+        drift_confidence: float = 0.001,
+        warning_confidence: float = 0.005,
+        lambda_val: float = 0.05,
+        two_sided_test: bool = False,
+    ) -> None: ...
+
+class FHDDM(Detector):
+    sliding_window_size: int
+    confidence_level: float
+    def __init__(
+        self, sliding_window_size: int = 100, confidence_level: float = 0.000001, short_window_size: int | None = None
+    ) -> None: ...
+    @property
+    def short_window_size(self) -> int | None: ...
+
+class KSWIN(Detector):
+    alpha: float
+    window_size: int
+    stat_size: int
+    seed: int
+    def __init__(
+        self, alpha: float = 0.005, window_size: int = 100, stat_size: int = 30, seed: int | None = None
+    ) -> None: ...

@@ -4,7 +4,7 @@ NaN policy of all of them: NaN, infinities and values beyond 1e140 (whose square
 and are counted in `ignored`. A call holds the interpreter's lock, so an object may be shared between threads.
 """
 
-from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBuffer_Release
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.math cimport INFINITY, NAN, ceil, fabs, floor, fmax, fmin, isfinite, log, pow, sqrt
@@ -14,7 +14,9 @@ from libc.string cimport memcpy, memmove, memset
 
 cimport cython
 
-from .core cimport Block, Streaming, allocate, as_bytes, natural, number, restore, take_doubles, usable
+from .core cimport (
+    Block, Streaming, allocate, as_bytes, natural, number, restore, ring_place, take_doubles, take_row, usable,
+)
 
 import numpy as np
 
@@ -677,25 +679,8 @@ cdef class FeatureBlock(Streaming):
     def update(self, row):
         """Take one row, `[d]`."""
         cdef Py_buffer view
-        cdef Py_ssize_t j
-        cdef bint taken = False
-        try:
-            PyObject_GetBuffer(row, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
-        except (TypeError, BufferError, ValueError):
-            self.update_many(row)
-            return
-        if view.ndim == 1 and view.shape[0] == self.d and view.format != NULL:
-            if view.itemsize == 8 and view.format[0] == c"d":
-                self._row(<const double*>view.buf)
-                taken = True
-            elif view.itemsize == 4 and view.format[0] == c"f":
-                for j in range(self.d):
-                    self._scratch[j] = (<const float*>view.buf)[j]
-                self._row(self._scratch)
-                taken = True
+        self._row(take_row(row, self.d, &view, self._scratch))
         PyBuffer_Release(&view)
-        if not taken:
-            self.update_many(row)
 
     def update_many(self, rows):
         """Take rows, `[n, d]`."""
@@ -1442,7 +1427,7 @@ cdef class RollingQuantile(Statistic):
         self.count = natural(count)
         self.ignored = natural(ignored)
         self._used = min(self.count, self.window)
-        self._place = natural(place, self.window - 1)
+        self._place = ring_place(place, self._used, self.window)
         restore(self._recent, recent, self._used * sizeof(double))
         for i in range(self._used):
             number(self._recent[i])
