@@ -309,6 +309,89 @@ def _doctor(arguments: argparse.Namespace) -> int:
     return int(any(check.state == "fail" for check in checks))
 
 
+# drift ----------------------------------------------------------------------------------------------------
+
+
+def _drift_calibrate(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from .calibration import TUNED, calibrate, calibrate_set
+    from .drift_report import load_table
+
+    columns = load_table(Path(arguments.reference))
+    if arguments.column:
+        unknown = [name for name in arguments.column if name not in columns]
+        if unknown:
+            raise ConfigError(f"no column {', '.join(unknown)}; {arguments.reference} has {', '.join(columns)}")
+        columns = {name: columns[name] for name in arguments.column}
+    parameters: dict[str, object] = {}
+    for item in arguments.param:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--param {item}: expected NAME=VALUE")
+        try:
+            parameters[key] = json.loads(text)
+        except ValueError:
+            parameters[key] = text
+    if arguments.detector not in TUNED:
+        raise ConfigError(f"no detector {arguments.detector!r} to calibrate; known: {', '.join(sorted(TUNED))}")
+    start = time.monotonic()
+    with _bar(f"calibrating {arguments.detector}") as progress:
+        common = {"seed": arguments.seed, "block": arguments.block, "progress": progress}
+        if TUNED[arguments.detector].vector:
+            rows = np.column_stack(list(columns.values()))
+            result = calibrate(
+                arguments.detector, rows, arguments.arl0, monitors=arguments.monitors, **common, **parameters
+            )
+            members, document = {"rows": result}, result.to_json()
+        elif len(columns) == 1:
+            ((name, values),) = columns.items()
+            result = calibrate(
+                arguments.detector, values, arguments.arl0, monitors=arguments.monitors, **common, **parameters
+            )
+            members, document = {name: result}, result.to_json()
+        else:
+            if arguments.monitors != 1:
+                raise ConfigError("--monitors is for one column: a set counts its own")
+            together = calibrate_set(arguments.detector, columns, arguments.arl0, **common, **parameters)
+            members, document = dict(together.members), together.to_json()
+    first = next(iter(members.values()))
+    width = max(12, *(len(name) for name in members))
+    lines = [f"{'signal':<{width}}  {first.parameter:>12}  {'measured ARL0':>13}  90 % interval"]
+    for name, member in members.items():
+        lines.append(
+            f"{name:<{width}}  {member.value:>12.6g}  {member.measured:>13,.0f}  "
+            f"{member.low:,.0f} to {member.high:,.0f}"
+        )
+    if len(members) > 1:
+        lines.append(
+            f"{'all together':<{width}}  {'':>12}  {document['measured']:>13,.0f}  "
+            f"{document['low']:,.0f} to {document['high']:,.0f}"
+        )
+    lines.append(
+        f"wanted: one false alarm in {arguments.arl0:,.0f} values; each monitor got "
+        f"{first.arl0 * first.monitors:,.0f}\n"
+        f"{first.samples:,} reference values, worth {first.effective:,.0f} independent ones; blocks of {first.block}; "
+        f"{time.monotonic() - start:.1f} s"
+    )
+    _print(arguments, document, "\n".join(lines))
+
+
+def _drift_report(arguments: argparse.Namespace) -> None:
+    from .drift_report import compare, load_table
+
+    reference, current = load_table(Path(arguments.reference)), load_table(Path(arguments.current))
+    with _bar("comparing") as progress:
+        step = (lambda done, total: progress(done / total)) if progress else None
+        report = compare(reference, current, alpha=arguments.alpha, progress=step)
+    if arguments.output:
+        write_atomic(Path(arguments.output), report.to_html().encode())
+    document = report.to_json()
+    drifted = [str(name) for name in document["drifted"]]
+    verdict = f"{document['verdict']}: {', '.join(drifted)}" if drifted else str(document["verdict"])
+    _print(arguments, document, verdict + (f"\n{arguments.output}" if arguments.output else ""))
+
+
 # the parser -----------------------------------------------------------------------------------------------
 
 
@@ -319,6 +402,25 @@ def _progress(what: str) -> Iterator[Callable[[int], None] | None]:
         yield None
         return
     yield lambda count: print(f"\r{count} {what}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[float], None] | None]:
+    """A progress bar on a terminal; silence in a pipe."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    shown = -1
+
+    def show(share: float) -> None:
+        nonlocal shown
+        percent = int(100 * min(max(share, 0.0), 1.0))
+        if percent != shown:
+            shown = percent
+            print(f"\r{what} [{'#' * (percent // 4):<25}] {percent:>3} %", end="", file=sys.stderr, flush=True)
+
+    yield show
     print(file=sys.stderr)
 
 
@@ -393,6 +495,29 @@ def make_parser() -> argparse.ArgumentParser:
     _command(commands, "status", _status, "what this device is and holds")
     command = _command(commands, "rollback", _rollback, "go back to a model's earlier package")
     command.add_argument("model", help="the model's name")
+    checks = commands.add_parser("drift", help="thresholds and reports").add_subparsers(required=True, metavar="ACTION")
+    command = _command(checks, "calibrate", _drift_calibrate, "find a threshold for a wanted time between false alarms")
+    command.add_argument("reference", metavar="REFERENCE", help="values without drift, in order: .npz or .csv")
+    command.add_argument("--detector", required=True, help="class of tinylcm.drift, such as CUSUM")
+    command.add_argument("--arl0", type=float, required=True, help="wanted mean number of values between false alarms")
+    command.add_argument(
+        "--column", action="append", default=[], help="only this signal (repeatable); several are calibrated as a set"
+    )
+    command.add_argument("--monitors", type=int, default=1, help="monitors that share the ARL0 (default 1)")
+    command.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another parameter of the detector (repeatable)",
+    )
+    command.add_argument("--block", type=int, help="values in a block of the bootstrap (default: from the data)")
+    command.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
+    command = _command(checks, "report", _drift_report, "compare two tables: an HTML page that needs no network")
+    command.add_argument("reference", metavar="REFERENCE", help=".npz or .csv")
+    command.add_argument("current", metavar="CURRENT", help=".npz or .csv")
+    command.add_argument("-o", "--output", metavar="REPORT.html", help="the page to write")
+    command.add_argument("--alpha", type=float, default=0.05, help="family-wise level of the tests (default 0.05)")
     _command(commands, "doctor", _doctor, "say what this machine lacks and how to get it")
     return parser
 

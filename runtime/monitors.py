@@ -1,36 +1,83 @@
-"""Monitors join a detector to a signal of the model: what goes in, what comes out, how sure it is.
+"""Monitors join a detector to a signal of the model: what goes in, what comes out, how sure it is, how it runs.
 
-Signals
-- `input`: the raw samples, channel by channel, against the package's reference histograms;
-- `features`: mean and standard deviation of each channel over the window, against theirs;
-- `prediction`: the mix of predicted labels, against the training mix;
-- `confidence`: the winning score.
+Any detector of `tinylcm.drift` may watch any signal that it fits: a detector of numbers a signal of numbers, or each
+channel or feature of a signal of rows; a detector of rows a signal of rows. Monitors are declared in the package's
+manifest, with reference statistics, or joined in Python with `watch`.
 
-A monitor of several channels or features has one detector for each and raises one alarm: that of the worst.
-Thresholds in a package are calibrated for the whole monitor on the publisher's training stream (windows overlap and
-activities last, so a threshold made for independent samples misfires).
+A set of monitors must not multiply false alarms: each of m gets m times the wanted mean time between them
+(`tinylcm.calibration` does that), and those that compare p-values share one level by Holm's procedure.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from tinylcm._ext.stats import window_moments
+from tinylcm._ext.vectors import Vector
 
-from .drift import ADWIN, PSI, BinnedKS, CategoricalPSI, Mahalanobis, PageHinkley
+from . import drift
+from .calibration import holm
+from .drift import BinnedKS, CategoricalPSI, ChiSquare
 from .errors import ConfigError, ModelError
 from .package import FeatureReference, Manifest, MonitorSpec
 from .types import Alarm, HistogramPair
 
-SIGNALS: Final = ("input", "features", "prediction", "confidence")
+NUMBERS: Final = (
+    "confidence", "entropy", "margin", "latency", "missing", "stuck", "saturated", "rate",
+)  # fmt: skip
+ROWS: Final = ("input", "features", "embedding")
+SIGNALS: Final = (*ROWS, *NUMBERS, "prediction")
+REFERENCE_POINTS: Final = 512  # drawn from a reference histogram for detectors that compare values
+P_REARM: Final = 0.5  # exponent: a monitor of p-values is armed again above sqrt(alpha)
+
+_CLASSES: Final[dict[str, Any]] = {name: getattr(drift, name) for name in drift.__all__ if name != "Detector"}
+_CATEGORICAL: Final = {"PSI": "CategoricalPSI", "CategoricalPSI": "CategoricalPSI", "ChiSquare": "ChiSquare"}
+_WITH_P: Final = ("IncrementalKS", "ChiSquare", "HotellingT2")
+# What a manifest may set of each detector; the reference comes from the manifest's own tables. A `!` must be given:
+# where a default would be right for nobody's data, there is none.
+_LEARNED: Final = ("warm_up", "policy")
+PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
+    "ADWIN": ("delta", "clock", "max_buckets", "min_window_length", "grace_period"),
+    "PageHinkley": ("min_instances", "delta", "threshold", "alpha", "mode"),
+    "KSWIN": ("alpha", "window_size", "stat_size", "seed"),
+    "DDM": ("warm_start", "warning_threshold", "drift_threshold"),
+    "EDDM": ("warm_start", "alpha", "beta"),
+    "HDDMA": ("drift_confidence", "warning_confidence", "two_sided_test"),
+    "HDDMW": ("drift_confidence", "warning_confidence", "lambda_val", "two_sided_test"),
+    "FHDDM": ("sliding_window_size", "confidence_level", "short_window_size"),
+    "CUSUM": ("k", "threshold", "clip", *_LEARNED),
+    "EWMAChart": ("lambda_val", "threshold", "clip", *_LEARNED),
+    "Limit": ("threshold!", "patience", "policy"),
+    "PSI": ("threshold!", "window", "smoothing", "bins", *_LEARNED),
+    "JensenShannon": ("threshold!", "window", "smoothing", "bins", *_LEARNED),
+    "IncrementalKS": ("threshold!", "window", *_LEARNED),
+    "Wasserstein1": ("threshold!", "window", *_LEARNED),
+    "CategoricalPSI": ("threshold!", "window", "smoothing", *_LEARNED),
+    "ChiSquare": ("threshold!", "window", *_LEARNED),
+    "Mahalanobis": ("threshold!", "window", "shrinkage", "policy"),
+    "HotellingT2": ("threshold!", "window", "shrinkage", "policy"),
+    "KNNDistance": ("k", "threshold", "delta", "clip", "policy"),
+    "MMD": ("threshold!", "window", "components", "bandwidth", "seed", "policy"),
+    "BinnedKS": ("threshold!", "window", "policy"),
+    "FeatureDrift": (
+        "level", "spread", "shape", "joint", "k", "clip", "window", "shrinkage", "threshold", "policy",
+    ),
+}  # fmt: skip
+_TEXT: Final = {"policy", "mode"}
+_WHOLE: Final = {
+    "clock", "max_buckets", "min_window_length", "grace_period", "min_instances", "window", "warm_up", "bins",
+    "window_size", "stat_size", "seed", "warm_start", "sliding_window_size", "short_window_size", "components",
+    "patience",
+}  # fmt: skip
 
 
+@runtime_checkable
 class Detector(Protocol):
-    """What a monitor asks of a detector of numbers."""
+    """What a monitor asks of a detector; those of `tinylcm.drift` and your own."""
 
     @property
     def drift_detected(self) -> bool:
@@ -54,38 +101,62 @@ class Detector(Protocol):
 
 
 class Inputs:
-    """What one window offers to its monitors; features are computed only when a monitor asks for them.
+    """What one window offers to its monitors; what costs something is computed only when a monitor asks for it.
 
     Attributes:
         window: float32 `[samples, channels]`, valid during the call.
         hop: how many of its rows, the last ones, are new.
+        scores: the model's, one a label.
         label: index of the prediction.
         confidence: its score.
+        latency_us: time of this prediction up to here, in microseconds.
+        missing: samples that were dropped since the window before.
+        at_ns: when, on a clock that never jumps.
+        embedding: float32 `[d]`, the model's second output; None when the manifest names none.
         index: which window this is, counted from 0.
     """
 
-    __slots__ = ("_features", "_fresh", "confidence", "hop", "index", "label", "window")
+    __slots__ = (
+        "_before_ns", "_features", "_fresh", "_moments", "at_ns", "confidence", "embedding", "hop", "index", "label",
+        "latency_us", "missing", "scores", "window",
+    )  # fmt: skip
 
     def __init__(self, channels: int, hop: int) -> None:
         self.window: NDArray[np.float32] = np.zeros((1, channels), dtype=np.float32)
         self.hop = hop
+        self.scores: Sequence[float] = ()
         self.label = 0
         self.confidence = 0.0
+        self.latency_us = math.nan
+        self.missing = 0
+        self.at_ns = self._before_ns = 0
+        self.embedding: NDArray[np.float32] | None = None
         self.index = -1
-        self._features = np.zeros((1, 2 * channels))
+        self._features = np.zeros(2 * channels)
+        self._moments = (self._features[:channels], self._features[channels:])
         self._fresh = False
 
-    def renew(self, window: NDArray[np.float32], label: int, confidence: float) -> None:
+    def renew(
+        self,
+        window: NDArray[np.float32],
+        label: int,
+        scores: Sequence[float],
+        latency_us: float = math.nan,
+        missing: int = 0,
+        at_ns: int = 0,
+        embedding: NDArray[np.float32] | None = None,
+    ) -> None:
         """Begin the next window."""
-        self.window, self.label, self.confidence = window, label, confidence
+        self.window, self.label, self.scores, self.confidence = window, label, scores, scores[label]
+        self.latency_us, self.missing, self.embedding = latency_us, missing, embedding
+        self._before_ns, self.at_ns = self.at_ns, at_ns
         self.index += 1
         self._fresh = False
 
     def features(self) -> NDArray[np.float64]:
-        """Means, then standard deviations of the channels, `[1, 2 * channels]`."""
+        """Means, then standard deviations of the channels, float64 `[2 * channels]`."""
         if not self._fresh:
-            channels = self._features.shape[1] // 2
-            window_moments(self.window, self._features[0, :channels], self._features[0, channels:])
+            window_moments(self.window, *self._moments)
             self._fresh = True
         return self._features
 
@@ -93,12 +164,56 @@ class Inputs:
         """The samples that the window before did not have, all of them for the first window."""
         return self.window if self.index == 0 else self.window[-self.hop :]
 
+    def rate(self) -> float:
+        """Seconds a sample since the window before; NaN for the first."""
+        return (self.at_ns - self._before_ns) / 1e9 / self.hop if self.index and self._before_ns else math.nan
+
+
+def _entropy(inputs: Inputs) -> float:
+    return -sum(p * math.log2(p) for p in inputs.scores if p > 0)
+
+
+def _margin(inputs: Inputs) -> float:
+    best = inputs.confidence
+    return best - max((p for i, p in enumerate(inputs.scores) if i != inputs.label), default=0.0)
+
+
+def _stuck(inputs: Inputs) -> float:
+    window = inputs.window
+    return float((window[1:] == window[:-1]).mean(axis=0).max()) if len(window) > 1 else 0.0
+
+
+_NUMBER: Final[dict[str, Callable[[Inputs], float]]] = {
+    "confidence": lambda inputs: inputs.confidence,
+    "entropy": _entropy,
+    "margin": _margin,
+    "latency": lambda inputs: inputs.latency_us,
+    "missing": lambda inputs: inputs.missing / (inputs.missing + inputs.hop),
+    "stuck": _stuck,
+    "rate": Inputs.rate,
+    "prediction": lambda inputs: float(inputs.label),
+}
+
+
+def _rows(signal: str, inputs: Inputs) -> NDArray[Any]:
+    if signal == "input":
+        return inputs.new_rows()
+    if signal == "features":
+        return inputs.features()
+    if inputs.embedding is None:
+        raise ModelError("a monitor watches the embedding, but the manifest names no `embedding` output of the model")
+    return inputs.embedding
+
 
 class Monitor:
     """A detector joined to a signal: `update` takes what a window gives and says whether it alarms.
 
     Made by `watch`, or from a manifest by `build_monitors`.
     """
+
+    p_value: float = math.nan  # of monitors that the set judges together
+    alpha: float = 0.0
+    arl0: float | None = None
 
     def __init__(self, name: str, signal: str) -> None:
         if signal not in SIGNALS:
@@ -110,116 +225,191 @@ class Monitor:
         """Take one window; an alarm when this one raises it."""
         raise ConfigError(f"monitor {self.name!r} of class {type(self).__name__} has no update")
 
+    def alarm(self, inputs: Inputs) -> Alarm:
+        """The present state as an alarm."""
+        raise ConfigError(f"monitor {self.name!r} of class {type(self).__name__} raises no alarms")
+
+    def states(self) -> list[bytes]:
+        """The detectors' states, for a restart; empty when they have none."""
+        return []
+
+    def _alarm(
+        self, inputs: Inputs, detector: Any, signal: str, values_back: int, histogram: HistogramPair | None
+    ) -> Alarm:
+        """An alarm of a detector; `values_back` of its values make a window."""
+        index = getattr(detector, "index", inputs.index + 1)
+        back = math.ceil(max(index - detector.suspect, 1) / values_back)
+        return Alarm(
+            monitor=self.name,
+            detector="PSI" if isinstance(detector, CategoricalPSI) else type(detector).__name__,
+            signal=signal,
+            statistic=detector.statistic,
+            threshold=detector.threshold,
+            window=inputs.index,
+            suspect=max(0, inputs.index + 1 - back),
+            histogram=histogram,
+            p_value=getattr(detector, "p_value", None),
+        )
+
+
+def _histogram_of(detector: object) -> HistogramPair | None:
+    histogram = getattr(detector, "histogram", None)
+    return histogram if isinstance(histogram, HistogramPair) else None
+
 
 class ScalarMonitor(Monitor):
-    """A detector of numbers on the confidence."""
+    """A detector of numbers on a signal of one number a window."""
 
-    def __init__(self, name: str, signal: str, detector: Detector, update: Callable[[float], bool]) -> None:
+    def __init__(self, name: str, signal: str, detector: Any, value: Callable[[Inputs], float] | None = None) -> None:
         super().__init__(name, signal)
-        if signal != "confidence":
-            raise ConfigError(f"monitor {name!r}: a {type(detector).__name__} watches the confidence, not {signal!r}")
         self.detector = detector
-        self._update = update
+        self._value = value or _NUMBER[signal]
+        self._update = detector.update
 
     def update(self, inputs: Inputs) -> Alarm | None:
-        """Take the window's confidence."""
-        if not self._update(inputs.confidence):
-            return None
-        detector = self.detector
-        histogram = getattr(detector, "histogram", None)
-        return Alarm(
-            monitor=self.name,
-            detector=type(detector).__name__,
-            signal=self.signal,
-            statistic=detector.statistic,
-            threshold=detector.threshold,
-            window=inputs.index,
-            suspect=min(detector.suspect, inputs.index),  # one value a window: the detector's index is the window's
-            histogram=histogram if isinstance(histogram, HistogramPair) else None,
-        )
+        """Take the window's value."""
+        return self.alarm(inputs) if self._update(self._value(inputs)) else None
+
+    def alarm(self, inputs: Inputs) -> Alarm:
+        """The detector's state as an alarm."""
+        return self._alarm(inputs, self.detector, self.signal, 1, _histogram_of(self.detector))
+
+    def states(self) -> list[bytes]:
+        """The detector's state."""
+        return [self.detector.to_state()] if hasattr(self.detector, "to_state") else []
 
 
-class PredictionMonitor(Monitor):
-    """PSI of the predicted labels against the training mix."""
+class ChannelMonitor(Monitor):
+    """A detector of numbers for each channel of the raw input, each feature or each value of the embedding.
 
-    def __init__(self, name: str, detector: CategoricalPSI) -> None:
-        super().__init__(name, "prediction")
-        self.detector = detector
+    Its alarm is that of the channel whose statistic is farthest above its threshold.
+    """
 
-    def update(self, inputs: Inputs) -> Alarm | None:
-        """Take the window's label."""
-        if not self.detector.update(inputs.label):
-            return None
-        return Alarm(
-            monitor=self.name,
-            detector="PSI",
-            signal="prediction",
-            statistic=self.detector.statistic,
-            threshold=self.detector.threshold,
-            window=inputs.index,
-            suspect=max(0, inputs.index + 1 - self.detector.window),
-            histogram=self.detector.histogram,
-        )
-
-
-class InputMonitor(Monitor):
-    """Binned KS of the raw samples, channel by channel."""
-
-    def __init__(self, name: str, detector: BinnedKS, references: Sequence[FeatureReference]) -> None:
-        super().__init__(name, "input")
-        self.detector = detector
-        self._references = tuple(references)
+    def __init__(self, name: str, signal: str, detectors: Sequence[Any], channels: Sequence[str]) -> None:
+        super().__init__(name, signal)
+        self.detectors = tuple(detectors)
+        self._channels = tuple(channels)
+        self._worst = 0
+        self._per_window = 1
 
     def update(self, inputs: Inputs) -> Alarm | None:
-        """Take the window's new samples."""
-        detector = self.detector
-        if not detector.update(inputs.new_rows()):
-            return None
-        worst = detector.worst
-        return Alarm(
-            monitor=self.name,
-            detector="BinnedKS",
-            signal=self._references[worst].name,
-            statistic=detector.statistic,
-            threshold=detector.threshold,
-            window=inputs.index,
-            suspect=max(0, inputs.index + 1 - math.ceil(detector.window / inputs.hop)),
-            histogram=detector.histogram(worst),
-        )
+        """Take the window's rows."""
+        rows = _rows(self.signal, inputs)
+        columns = (rows[None] if rows.ndim == 1 else rows).T
+        if len(columns) != len(self.detectors):
+            raise ModelError(
+                f"monitor {self.name!r} watches {len(self.detectors)} values, the model has {len(columns)}"
+            )
+        self._per_window = inputs.hop if self.signal == "input" else 1
+        greatest, found = 0.0, None
+        for index, (detector, column) in enumerate(zip(self.detectors, columns, strict=True)):
+            for value in column.tolist():
+                # The evidence is taken at once: the next value may begin a new test.
+                if detector.update(value) and (ratio := detector.statistic / detector.threshold) >= greatest:
+                    greatest, self._worst = ratio, index
+                    found = self.alarm(inputs)
+        return found
+
+    def alarm(self, inputs: Inputs) -> Alarm:
+        """The worst channel's state as an alarm."""
+        detector = self.detectors[self._worst]
+        return self._alarm(inputs, detector, self._channels[self._worst], self._per_window, _histogram_of(detector))
+
+    def states(self) -> list[bytes]:
+        """The detectors' states."""
+        return [detector.to_state() for detector in self.detectors]
 
 
-class FeatureMonitor(Monitor):
-    """Mahalanobis distance of the window features; the worst feature's histogram is the evidence."""
+class RowMonitor(Monitor):
+    """A detector of rows on the raw input, the features or the embedding; the worst channel is named and shown."""
 
-    def __init__(self, name: str, detector: Mahalanobis, references: Sequence[FeatureReference]) -> None:
-        super().__init__(name, "features")
+    def __init__(
+        self,
+        name: str,
+        signal: str,
+        detector: Any,
+        references: Sequence[FeatureReference] = (),
+        names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(name, signal)
         self.detector = detector
-        self._references = tuple(references)
-        self._evidence = BinnedKS(
-            [reference.edges for reference in references],
-            [reference.counts for reference in references],
-            threshold=0.999,  # it keeps the histograms; the distance decides
-            window=detector.window,
-        )
+        self._names = tuple(names) or tuple(reference.name for reference in references)
+        self._once = isinstance(detector, BinnedKS)  # it looks once after all of a window's rows
+        self._evidence = None
+        if references and not hasattr(detector, "histogram"):
+            self._evidence = BinnedKS(
+                [reference.edges for reference in references],
+                [reference.counts for reference in references],
+                threshold=0.999,  # it keeps the histograms; the detector decides
+                window=getattr(detector, "window", 100),
+            )
+        self._per_window = 1
 
     def update(self, inputs: Inputs) -> Alarm | None:
-        """Take the window's features."""
-        detector, features = self.detector, inputs.features()
-        self._evidence.update(features)
-        if not detector.update(features[0]):
-            return None
-        worst = detector.worst
-        reference = self._references[worst]
-        return Alarm(
-            monitor=self.name,
-            detector="Mahalanobis",
-            signal=reference.name,
-            statistic=detector.statistic,
-            threshold=detector.threshold,
-            window=inputs.index,
-            suspect=max(0, inputs.index + 1 - detector.window),
-            histogram=self._evidence.histogram(worst),
+        """Take the window's rows."""
+        rows = _rows(self.signal, inputs)
+        self._per_window = inputs.hop if self.signal == "input" else 1
+        if self._evidence is not None:
+            self._evidence.update(rows)
+        if self._once or rows.ndim == 1:
+            return self.alarm(inputs) if self.detector.update(rows) else None
+        found = None
+        for row in rows:
+            if self.detector.update(row) and found is None:
+                found = self.alarm(inputs)  # at once: the next row may begin a new test
+        return found
+
+    def alarm(self, inputs: Inputs) -> Alarm:
+        """The detector's state as an alarm."""
+        worst = getattr(self.detector, "worst", None)
+        signal, histogram = self.signal, None
+        if worst is not None:
+            signal = self._names[worst] if worst < len(self._names) else f"{self.signal}[{worst}]"
+            shown = self.detector if hasattr(self.detector, "histogram") else self._evidence
+            histogram = shown.histogram(worst) if shown is not None else None
+        member = getattr(self.detector, "member", None)
+        return self._alarm(
+            inputs, self.detector, f"{signal} {member}" if member else signal, self._per_window, histogram
         )
+
+    def states(self) -> list[bytes]:
+        """The detector's state."""
+        return [self.detector.to_state()] if hasattr(self.detector, "to_state") else []
+
+
+class PValueMonitor(Monitor):
+    """A monitor whose p-value the set judges together with the others', by Holm's procedure.
+
+    It alarms once and is armed again when its p-value has risen above the square root of `alpha`.
+    """
+
+    def __init__(self, inner: ScalarMonitor | RowMonitor, alpha: float) -> None:
+        super().__init__(inner.name, inner.signal)
+        if not 0 < alpha < 1:
+            raise ConfigError(f"monitor {inner.name!r}: alpha is {alpha}, expected 0 < alpha < 1")
+        self.inner = inner
+        self.alpha = alpha
+        self._latched = False
+
+    def update(self, inputs: Inputs) -> Alarm | None:
+        """Take the window; the set decides."""
+        self.inner.update(inputs)
+        p_value = self.inner.detector.p_value
+        self.p_value = math.nan if p_value is None else p_value
+        if self._latched and self.p_value > self.alpha**P_REARM:
+            self._latched = False
+        return None
+
+    def fall(self, inputs: Inputs) -> Alarm | None:
+        """Holm's procedure has rejected it: an alarm, if it is armed."""
+        if self._latched:
+            return None
+        self._latched = True
+        return self.inner.alarm(inputs)
+
+    def states(self) -> list[bytes]:
+        """The detector's state."""
+        return self.inner.states()
 
 
 class MonitorSet:
@@ -228,132 +418,270 @@ class MonitorSet:
     Args:
         manifest: for the number of channels and the hop.
         monitors: what to ask, in this order.
+
+    Attributes:
+        arl0: mean number of windows between false alarms of the whole set, as its monitors were calibrated: rates add
+            up, so it is at least 1 / sum(1 / arl0). None when one of them does not say.
     """
 
     def __init__(self, manifest: Manifest, monitors: Sequence[Monitor]) -> None:
         layout = manifest.input.layout(manifest.window.samples)
         channels = 1 if layout is None else layout[1]
         self.monitors = tuple(monitors)
+        self._p_monitors = tuple(monitor for monitor in self.monitors if isinstance(monitor, PValueMonitor))
+        self._alpha = min((monitor.alpha for monitor in self._p_monitors), default=0.0)
         self._inputs = Inputs(channels, min(manifest.window.hop, manifest.window.samples))
+        times = [monitor.arl0 for monitor in self.monitors]
+        stated = [time for time in times if time is not None]
+        self.arl0 = 1 / sum(1 / time for time in stated) if stated and len(stated) == len(times) else None
 
-    def update(self, window: NDArray[np.float32], label: int, confidence: float) -> tuple[Alarm, ...]:
+    def update(
+        self,
+        window: NDArray[np.float32],
+        label: int,
+        scores: Sequence[float],
+        latency_us: float = math.nan,
+        missing: int = 0,
+        at_ns: int = 0,
+        embedding: NDArray[np.float32] | None = None,
+    ) -> tuple[Alarm, ...]:
         """Take a window, `[samples, channels]`, with its prediction; the alarms that it raises."""
         if not self.monitors:
             return ()
         inputs = self._inputs
-        inputs.renew(window, label, confidence)
+        inputs.renew(window, label, scores, latency_us, missing, at_ns, embedding)
         alarms = [alarm for monitor in self.monitors if (alarm := monitor.update(inputs)) is not None]
-        return tuple(alarms)
+        if self._p_monitors:
+            fallen = holm([monitor.p_value for monitor in self._p_monitors], self._alpha)
+            for monitor, falls in zip(self._p_monitors, fallen, strict=True):
+                if falls and (alarm := monitor.fall(inputs)) is not None:
+                    alarms.append(alarm)
+        return tuple(self._state(alarm) for alarm in alarms) if alarms else ()
+
+    def _state(self, alarm: Alarm) -> Alarm:
+        """The alarm with what the set as a whole promises."""
+        values = {field: getattr(alarm, field) for field in Alarm.__slots__}
+        return Alarm(**{**values, "arl0": self.arl0, "monitors": len(self.monitors)})
 
 
-def watch(signal: str, detector: Detector, name: str = "") -> Monitor:
-    """Join a detector of numbers to the confidence, or a `CategoricalPSI` to the predictions.
+def watch(
+    signal: str, detector: Any, name: str = "", *, arl0: float | None = None, alpha: float | None = None
+) -> Monitor:
+    """Join a detector to a signal.
+
+    Args:
+        signal: one of `SIGNALS`. `input`, `features` and `embedding` are rows: they take a detector of rows, or a
+            list of detectors of numbers, one for each channel or feature. The others are one number a window.
+        detector: an object with `update(value) -> bool`, or a list of them.
+        name: what alarms call it; the signal when empty.
+        arl0: mean number of windows between false alarms that it was calibrated for.
+        alpha: for a detector with p-values: let the set compare these by Holm's procedure at this level, instead of
+            the statistic with the threshold.
 
     Raises:
-        ConfigError: the signal is not known or does not fit the detector.
+        ConfigError: the detector does not fit the signal.
     """
-    if isinstance(detector, CategoricalPSI) and not isinstance(detector, PSI) and signal == "prediction":
-        return PredictionMonitor(name or signal, detector)
-    update = getattr(detector, "update", None)
-    if not callable(update):
-        raise ConfigError(f"{type(detector).__name__} is no detector: it has no update(x)")
-    return ScalarMonitor(name or signal, signal, detector, update)
+    monitor = _join(name or signal, signal, detector, alpha)
+    monitor.arl0 = arl0
+    return monitor
 
 
-def _params(spec: MonitorSpec, known: Mapping[str, float | None]) -> dict[str, float]:
-    """A monitor's parameters with defaults filled in; None marks one that must be given."""
-    for key in spec.params:
-        if key not in known:
-            raise ModelError(
-                f"monitor {spec.name!r}: {spec.detector} has no parameter {key!r}; it has {', '.join(known)}"
-            )
-    result = {key: spec.params.get(key, default) for key, default in known.items()}
-    missing = [key for key, value in result.items() if value is None]
-    if missing:
-        raise ModelError(f"monitor {spec.name!r}: {spec.detector} needs {', '.join(missing)}")
-    return {key: value for key, value in result.items() if value is not None}
+def _join(name: str, signal: str, detector: Any, alpha: float | None) -> Monitor:
+    if signal not in SIGNALS:
+        raise ConfigError(f"monitor {name!r}: signal {signal!r} is not known; known: {', '.join(SIGNALS)}")
+    if isinstance(detector, list | tuple):
+        if signal not in ROWS or not detector or alpha is not None:
+            raise ConfigError(f"monitor {name!r}: a list of detectors watches the input, the features or the embedding")
+        return ChannelMonitor(name, signal, detector, [f"{signal}[{i}]" for i in range(len(detector))])
+    kind = type(detector).__name__
+    if not callable(getattr(detector, "update", None)):
+        raise ConfigError(f"{kind} is no detector: it has no update(x)")
+    inner: ScalarMonitor | RowMonitor
+    if isinstance(detector, Vector):
+        if signal not in ROWS:
+            raise ConfigError(f"monitor {name!r}: a {kind} takes rows: {', '.join(ROWS)}, not {signal!r}")
+        inner = RowMonitor(name, signal, detector)
+    else:
+        if signal in ROWS:
+            raise ConfigError(f"monitor {name!r}: {signal!r} is rows; give a list with one {kind} for each channel")
+        if isinstance(detector, CategoricalPSI | ChiSquare) != (signal == "prediction"):
+            raise ConfigError(f"monitor {name!r}: a {kind} does not fit the signal {signal!r}")
+        if signal == "saturated":
+            raise ConfigError(f"monitor {name!r}: 'saturated' needs the sensor's range: declare it in a manifest")
+        inner = ScalarMonitor(name, signal, detector)
+    if alpha is None:
+        return inner
+    if kind not in _WITH_P:
+        raise ConfigError(f"monitor {name!r}: a {kind} has no p-value to share by Holm's procedure")
+    return PValueMonitor(inner, alpha)
 
 
-def _references(spec: MonitorSpec, manifest: Manifest, count: int) -> tuple[FeatureReference, ...]:
-    references = manifest.reference.get(spec.signal, ())
+# from a manifest ------------------------------------------------------------------------------------------
+
+
+def _references(spec: MonitorSpec, manifest: Manifest, signal: str, count: int) -> tuple[FeatureReference, ...]:
+    references = manifest.reference.get(signal, ())
     if len(references) != count:
         raise ModelError(
-            f"monitor {spec.name!r}: the manifest has reference statistics of {len(references)} {spec.signal} signals, "
+            f"monitor {spec.name!r}: the manifest has reference statistics of {len(references)} {signal} signals, "
             f"expected {count}"
         )
     return references
 
 
+def _expand(reference: FeatureReference) -> NDArray[np.float64]:
+    """Values whose histogram is the reference's: evenly spread within each bin."""
+    shares = np.cumsum(reference.counts) / sum(reference.counts)
+    places = (np.arange(REFERENCE_POINTS) + 0.5) / REFERENCE_POINTS
+    return np.interp(places, np.concatenate([[0.0], shares]), reference.edges)
+
+
+def _given(kind: str, references: Sequence[FeatureReference]) -> list[dict[str, Any]]:
+    """What the manifest's statistics give to a detector of numbers for each signal."""
+    match kind:
+        case "CUSUM" | "EWMAChart":
+            return [{"mean": r.mean, "std": r.std} for r in references]
+        case "PSI" | "JensenShannon":
+            return [{"edges": r.edges, "counts": r.counts} for r in references]
+        case "IncrementalKS" | "Wasserstein1":
+            return [{"reference": _expand(r)} for r in references]
+    return [{} for _ in references]
+
+
+def _checked(spec: MonitorSpec, kind: str, extra: Iterable[str] = ()) -> dict[str, Any]:
+    """A monitor's own parameters, of the right kinds."""
+    known = {name.rstrip("!") for name in PARAMETERS[kind]}
+    shared = {"arl0", *extra} | ({"alpha"} if kind in _WITH_P else set())
+    result: dict[str, Any] = {}
+    for key, value in spec.params.items():
+        if key not in known | shared:
+            raise ModelError(
+                f"monitor {spec.name!r}: {kind} has no parameter {key!r}; it has {', '.join(sorted(known | shared))}"
+            )
+        if isinstance(value, str) != (key in _TEXT):
+            wanted = "a text" if key in _TEXT else "a number"
+            raise ModelError(f"monitor {spec.name!r}: {key} is {value!r}, expected {wanted}")
+        if key not in shared:
+            whole = key in _WHOLE or (key == "k" and kind == "KNNDistance")
+            result[key] = int(value) if whole and float(value).is_integer() else value
+    if "alpha" in spec.params and kind in _WITH_P:
+        if "threshold" in spec.params:
+            raise ModelError(f"monitor {spec.name!r}: give a threshold or an alpha, not both")
+        result["threshold"] = 0.999 if kind == "IncrementalKS" else 1e300  # the p-value decides
+    missing = [name[:-1] for name in PARAMETERS[kind] if name.endswith("!") and name[:-1] not in result]
+    if missing:
+        raise ModelError(f"monitor {spec.name!r}: {kind} needs {', '.join(missing)}")
+    return result
+
+
+def _with_alpha(spec: MonitorSpec, inner: ScalarMonitor | RowMonitor) -> Monitor:
+    shared = "alpha" in spec.params and type(inner.detector).__name__ in _WITH_P
+    return PValueMonitor(inner, float(spec.params["alpha"])) if shared else inner
+
+
+def _names_of(signal: str, manifest: Manifest, count: int) -> list[str]:
+    channels = manifest.input.channels
+    if signal == "input" and len(channels) == count:
+        return list(channels)
+    if signal == "features" and 2 * len(channels) == count:
+        return [f"{kind} {channel}" for kind in ("mean", "std") for channel in channels]
+    return [f"{signal}[{i}]" for i in range(count)]
+
+
+def _row_detector(spec: MonitorSpec, kind: str, manifest: Manifest, count: int | None) -> Monitor:
+    signal = spec.signal
+    names = _names_of(signal, manifest, count or 0)
+    if kind in ("KNNDistance", "MMD"):
+        points = manifest.points.get(signal)
+        if points is None:
+            raise ModelError(
+                f"monitor {spec.name!r}: {kind} needs the reference rows `points.{signal}` in the manifest"
+            )
+        if count is not None and len(points[0]) != count:
+            raise ModelError(f"monitor {spec.name!r}: points.{signal} has rows of {len(points[0])}, expected {count}")
+        detector = _CLASSES[kind](np.array(points), **_checked(spec, kind))
+        return RowMonitor(spec.name, signal, detector, names=names)
+    references = _references(
+        spec, manifest, signal, len(manifest.reference.get(signal, ())) if count is None else count
+    )
+    if not references:
+        raise ModelError(f"monitor {spec.name!r}: {kind} needs reference statistics of the {signal}")
+    given: dict[str, Any] = {}
+    if kind in ("BinnedKS", "FeatureDrift"):
+        given = {"edges": [r.edges for r in references], "counts": [r.counts for r in references]}
+    if kind in ("Mahalanobis", "HotellingT2", "FeatureDrift"):
+        given |= {"mean": [r.mean for r in references], "std": [r.std for r in references]}
+        given["correlation"] = manifest.correlation.get(signal)
+    if kind == "FeatureDrift":
+        given["moments"] = manifest.moments.get(signal)
+    detector = _CLASSES[kind](**given, **_checked(spec, kind))
+    return _with_alpha(spec, RowMonitor(spec.name, signal, detector, references))
+
+
+def _saturation(spec: MonitorSpec, manifest: Manifest, channels: int) -> Callable[[Inputs], float]:
+    """Share of a window's values at the ends of the sensor's range, of the worst channel."""
+    low, high = spec.params.get("low"), spec.params.get("high")
+    if low is None or high is None:
+        references = _references(spec, manifest, "input", channels)
+        lows = np.array([r.edges[0] for r in references], dtype=np.float32)
+        highs = np.array([r.edges[-1] for r in references], dtype=np.float32)
+    else:
+        lows, highs = np.full(channels, low, dtype=np.float32), np.full(channels, high, dtype=np.float32)
+
+    def share(inputs: Inputs) -> float:
+        window = inputs.window
+        return float(((window <= lows) | (window >= highs)).mean(axis=0).max())
+
+    return share
+
+
 def _build(spec: MonitorSpec, manifest: Manifest) -> Monitor:
     layout = manifest.input.layout(manifest.window.samples)
     channels = 0 if layout is None else layout[1]
-    match spec.signal, spec.detector:
-        case "input", "BinnedKS":
-            params = _params(spec, {"threshold": None, "window": 500.0})
-            references = _references(spec, manifest, channels)
-            detector = BinnedKS(
-                [reference.edges for reference in references],
-                [reference.counts for reference in references],
-                params["threshold"],
-                int(params["window"]),
-            )
-            return InputMonitor(spec.name, detector, references)
-        case "features", "Mahalanobis":
-            params = _params(spec, {"threshold": None, "window": 50.0, "shrinkage": 0.05})
-            references = _references(spec, manifest, 2 * channels)
-            distance = Mahalanobis(
-                [reference.mean for reference in references],
-                [reference.std for reference in references],
-                manifest.correlation.get("features"),
-                params["threshold"],
-                int(params["window"]),
-                params["shrinkage"],
-            )
-            return FeatureMonitor(spec.name, distance, references)
-        case "prediction", "PSI":
-            params = _params(spec, {"threshold": None, "window": 200.0, "smoothing": 0.5})
-            mix = _references(spec, manifest, 1)[0].counts
+    signal, kind = spec.signal, spec.detector
+    if signal not in SIGNALS or kind not in _CLASSES:
+        raise ModelError(
+            f"monitor {spec.name!r}: detector {kind!r} on signal {signal!r} is not known; signals: "
+            f"{', '.join(SIGNALS)}; detectors: {', '.join(sorted(_CLASSES))}"
+        )
+    if signal == "prediction":
+        if kind not in _CATEGORICAL:
+            raise ModelError(f"monitor {spec.name!r}: the prediction is a category: PSI or ChiSquare, not {kind}")
+        kind = _CATEGORICAL[kind]
+        mix: Any = len(manifest.labels)  # learned on the device
+        if "warm_up" not in spec.params:
+            mix = _references(spec, manifest, signal, 1)[0].counts
             if len(mix) != len(manifest.labels):
                 raise ModelError(
                     f"monitor {spec.name!r}: the mix has {len(mix)} classes for {len(manifest.labels)} labels"
                 )
-            psi = CategoricalPSI(mix, params["threshold"], int(params["window"]), params["smoothing"], manifest.labels)
-            return PredictionMonitor(spec.name, psi)
-        case "confidence", "PageHinkley":
-            params = _params(
-                spec, {"min_instances": 30.0, "delta": 0.005, "threshold": 50.0, "alpha": 1 - 0.0001, "down_only": 0.0}
-            )
-            return watch(
-                "confidence",
-                PageHinkley(
-                    int(params["min_instances"]),
-                    params["delta"],
-                    params["threshold"],
-                    params["alpha"],
-                    "down" if params["down_only"] else "both",
-                ),
-                spec.name,
-            )
-        case "confidence", "ADWIN":
-            params = _params(
-                spec,
-                {"delta": 0.002, "clock": 32.0, "max_buckets": 5.0, "min_window_length": 5.0, "grace_period": 10.0},
-            )
-            return watch(
-                "confidence",
-                ADWIN(
-                    params["delta"],
-                    int(params["clock"]),
-                    int(params["max_buckets"]),
-                    int(params["min_window_length"]),
-                    int(params["grace_period"]),
-                ),
-                spec.name,
-            )
-    raise ModelError(
-        f"monitor {spec.name!r}: detector {spec.detector!r} on signal {spec.signal!r} is not known; known: "
-        "BinnedKS on input, Mahalanobis on features, PSI on prediction, PageHinkley and ADWIN on confidence"
-    )
+        categories = _CLASSES[kind](mix, **_checked(spec, kind), labels=manifest.labels)
+        return _with_alpha(spec, ScalarMonitor(spec.name, signal, categories))
+    if kind in ("CategoricalPSI", "ChiSquare"):
+        raise ModelError(f"monitor {spec.name!r}: a {kind} watches the prediction, not {signal!r}")
+    if issubclass(_CLASSES[kind], Vector):
+        if signal not in ROWS:
+            raise ModelError(f"monitor {spec.name!r}: a {kind} takes rows: {', '.join(ROWS)}, not {signal!r}")
+        return _row_detector(spec, kind, manifest, {"input": channels, "features": 2 * channels}.get(signal))
+    extra = ("low", "high") if signal == "saturated" else ()
+    references = manifest.reference.get(signal, ())
+    if signal in ROWS:
+        count = {"input": channels, "features": 2 * channels}.get(signal, len(references))
+        if not count:
+            raise ModelError(f"monitor {spec.name!r}: the embedding needs reference statistics")
+        if "alpha" in spec.params and kind in _WITH_P:
+            raise ModelError(f"monitor {spec.name!r}: alpha is for a signal of one number or a detector of rows")
+        if references:
+            _references(spec, manifest, signal, count)
+        given = _given(kind, references) if references else [{}] * count
+        own = _checked(spec, kind)
+        detectors = [_CLASSES[kind](**one, **own) for one in given]
+        names = [r.name for r in references] or _names_of(signal, manifest, count)
+        return ChannelMonitor(spec.name, signal, detectors, names)
+    one = _given(kind, references[:1])[0] if references else {}
+    value = _saturation(spec, manifest, channels) if signal == "saturated" else None
+    detector = _CLASSES[kind](**one, **_checked(spec, kind, extra))
+    return _with_alpha(spec, ScalarMonitor(spec.name, signal, detector, value))
 
 
 def build_monitors(manifest: Manifest) -> list[Monitor]:
@@ -364,7 +692,15 @@ def build_monitors(manifest: Manifest) -> list[Monitor]:
     """
     if len({spec.name for spec in manifest.monitors}) != len(manifest.monitors):
         raise ModelError("the manifest has two monitors of one name")
-    try:
-        return [_build(spec, manifest) for spec in manifest.monitors]
-    except ConfigError as error:
-        raise ModelError(f"the manifest's monitors: {error}") from error
+    monitors = []
+    for spec in manifest.monitors:
+        try:
+            monitor = _build(spec, manifest)
+        except (ConfigError, TypeError, OverflowError) as error:
+            raise ModelError(f"the manifest's monitor {spec.name!r}: {error}") from error
+        if "arl0" in spec.params:
+            monitor.arl0 = float(spec.params["arl0"])
+            if not monitor.arl0 > 0:
+                raise ModelError(f"monitor {spec.name!r}: arl0 is {monitor.arl0}, expected more than 0")
+        monitors.append(monitor)
+    return monitors

@@ -40,6 +40,7 @@ MAGIC: Final = b"TLMPKG1\n"
 MANIFEST_VERSION: Final = 1
 PACKAGE_BYTES_MAX: Final = 256 << 20
 MANIFEST_BYTES_MAX: Final = 1 << 20
+POINTS_MAX: Final = 2_000  # reference rows that a manifest may carry for distances
 SIGNATURE_BYTES_MAX: Final = 128 << 10
 MODEL_MEMBERS: Final = {"onnx": "model.onnx"}
 MEMBERS: Final = frozenset({"model.onnx", "golden.f32"})
@@ -94,7 +95,7 @@ class MonitorSpec:
     name: str
     signal: str
     detector: str
-    params: Mapping[str, float] = field(default_factory=dict)
+    params: Mapping[str, float | str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,9 @@ class Manifest:
     monitors: tuple[MonitorSpec, ...] = ()
     reference: Mapping[str, tuple[FeatureReference, ...]] = field(default_factory=dict)
     correlation: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    moments: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    points: Mapping[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    embedding: str = ""
     golden: Golden | None = None
     members: tuple[Member, ...] = ()
     metadata: Mapping[str, Json] = field(default_factory=dict)
@@ -178,6 +182,9 @@ class Manifest:
                 for signal, features in self.reference.items()
             },
             "correlation": self.correlation,
+            "moments": self.moments,
+            "points": self.points,
+            "embedding": self.embedding,
             "members": [{"name": m.name, "size": m.size, "sha256": m.sha256} for m in self.members],
             "metadata": self.metadata,
         }
@@ -224,7 +231,10 @@ def _monitor(fields: Fields) -> MonitorSpec:
         name=fields.text("name", length_min=1),
         signal=fields.text("signal", length_min=1),
         detector=fields.text("detector", length_min=1),
-        params={key: params.number(key) for key in params.value},
+        params={
+            key: params.text(key) if isinstance(value, str) else params.number(key)
+            for key, value in params.value.items()
+        },
     )
 
 
@@ -243,6 +253,14 @@ def _matrix(fields: Fields, key: str) -> tuple[tuple[float, ...], ...]:
     if any(len(row) != len(matrix) for row in matrix):
         raise fields.fail(key, "expected a square matrix")
     return matrix
+
+
+def _rows(fields: Fields, key: str) -> tuple[tuple[float, ...], ...]:
+    rows = fields.items(key, length_max=POINTS_MAX)
+    table = tuple(Fields({"row": row}, f"{fields.where}.{key}", ModelError).numbers("row") for row in rows)
+    if not table or len({len(row) for row in table}) != 1 or not table[0]:
+        raise fields.fail(key, "expected rows that are as long as each other")
+    return table
 
 
 def _member(fields: Fields) -> Member:
@@ -298,6 +316,7 @@ def parse_manifest(document: object) -> Manifest:
         raise fields.fail("labels", "expected at least one label, each only once")
     spec = _input(fields.table("input"))
     reference, correlation = fields.table("reference", {}), fields.table("correlation", {})
+    moments, points = fields.table("moments", {}), fields.table("points", {})
     members = tuple(_member(member) for member in fields.tables("members", [], length_max=len(MEMBERS)))
     if len({member.name for member in members}) != len(members):
         raise fields.fail("members", "has a name twice")
@@ -315,6 +334,9 @@ def parse_manifest(document: object) -> Manifest:
             signal: tuple(_feature(feature) for feature in reference.tables(signal)) for signal in reference.value
         },
         correlation={signal: _matrix(correlation, signal) for signal in correlation.value},
+        moments={signal: _rows(moments, signal) for signal in moments.value},
+        points={signal: _rows(points, signal) for signal in points.value},
+        embedding=fields.text("embedding", ""),
         golden=_golden(fields.table("golden"), len(labels)) if "golden" in fields else None,
         members=members,
         metadata=_metadata(fields),

@@ -54,6 +54,7 @@ class _Engine:
         windower = Windower(manifest.input, manifest.window, ring_samples)  # refuses what does not fit
         self.samples = windower.samples
         self.tensor = backend.input.reshape(windower.samples, windower.channels)
+        self.missing = 0  # samples that were dropped up to the last window
 
 
 def _plain_manifest(
@@ -160,7 +161,12 @@ class Pipeline:
     def _load(self, package: Package) -> _Engine:
         manifest = package.manifest
         backend = open_backend(
-            manifest.format, package.model, output=manifest.output, shape=manifest.input.shape, threads=self._threads
+            manifest.format,
+            package.model,
+            output=manifest.output,
+            shape=manifest.input.shape,
+            threads=self._threads,
+            embedding=manifest.embedding or None,
         )
         if backend.input_name != manifest.input.name:
             raise ModelError(f"the model's input is {backend.input_name!r}, the manifest says {manifest.input.name!r}")
@@ -220,7 +226,18 @@ class Pipeline:
             self.failures += 1
             raise
         scores = tuple(backend.scores.tolist())
-        alarms = engine.monitors.update(engine.tensor, best, scores[best])
+        now_ns = time.perf_counter_ns()
+        missing = engine.metrics.dropped_samples
+        alarms = engine.monitors.update(
+            engine.tensor,
+            best,
+            scores,
+            (now_ns - start_ns) / 1000,
+            max(0, missing - engine.missing),  # the metrics begin anew with every summary
+            now_ns,
+            backend.embedding,
+        )
+        engine.missing = missing
         self.predictions += 1
         latency_us = (time.perf_counter_ns() - start_ns) / 1000
         engine.metrics.update(latency_us, scores[best], best)
@@ -335,5 +352,8 @@ def alarm_payload(alarm: Alarm, manifest: Manifest) -> dict[str, Json]:
         "threshold": alarm.threshold if math.isfinite(alarm.threshold) else None,
         "window": alarm.window,
         "suspect": alarm.suspect,
+        "p_value": alarm.p_value,
+        "arl0": alarm.arl0,
+        "monitors": alarm.monitors,
         "histogram": histogram,
     }

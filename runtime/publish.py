@@ -60,13 +60,13 @@ def read_manifest(path: Path) -> tuple[Manifest, float, Path | None]:
         name = path.parent / reference.text("file", length_max=4096)
         try:
             loaded = Fields(json.loads(read_bounded(name, _MANIFEST_BYTES_MAX)), str(name), ModelError)
-            loaded.refuse_unknown("reference", "correlation")
+            loaded.refuse_unknown("reference", "correlation", "moments", "points")
             document.update(loaded.value)
         except ValueError as error:
             raise ModelError(f"the reference {name} is not JSON: {error}") from error
     Fields(document, "manifest", ModelError).refuse_unknown(
         "name", "version", "format", "input", "output", "labels", "window", "security_counter", "monitors",
-        "reference", "correlation", "metadata",
+        "reference", "correlation", "moments", "points", "embedding", "metadata",
     )  # fmt: skip
     for table, known in (("input", INPUT_KEYS), ("window", WINDOW_KEYS)):
         Fields(document.get(table, {}), f"manifest.{table}", ModelError).refuse_unknown(*known)
@@ -108,7 +108,13 @@ def build(model_path: Path, manifest_path: Path, key_path: Path) -> bytes:
     if not model_path.is_file():
         raise ConfigError(f"the model {model_path} does not exist")
     model = read_bounded(model_path, PACKAGE_BYTES_MAX)
-    backend = open_backend(manifest.format, model, output=manifest.output, shape=manifest.input.shape)
+    backend = open_backend(
+        manifest.format,
+        model,
+        output=manifest.output,
+        shape=manifest.input.shape,
+        embedding=manifest.embedding or None,
+    )
     if backend.input_name != manifest.input.name:
         raise ModelError(f"the model's input is {backend.input_name!r}, the manifest says {manifest.input.name!r}")
     check_labels(manifest, backend)

@@ -38,6 +38,10 @@ class Alarm:
         window: index of the window at which it was raised, counted from 0 in this stream.
         suspect: index of the first window that belongs to the change, as the detector sees it.
         histogram: reference and current distribution, where the detector keeps one.
+        p_value: of this one look at independent values, where the detector has one.
+        arl0: mean number of windows between false alarms that the whole set of monitors was calibrated for; None when
+            one of them does not say.
+        monitors: how many monitors the set has.
     """
 
     monitor: str
@@ -48,6 +52,9 @@ class Alarm:
     window: int
     suspect: int
     histogram: HistogramPair | None = None
+    p_value: float | None = None
+    arl0: float | None = None
+    monitors: int = 1
 
 
 @dataclass(frozen=True, slots=True)

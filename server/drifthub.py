@@ -45,6 +45,9 @@ class DriftEventView(msgspec.Struct, frozen=True):
     at_known: bool
     received_at: float
     histogram: HistogramView | None
+    p_value: float | None = None
+    arl0: float | None = None
+    monitors: int = 1
 
 
 def _view(found: sqlite3.Row) -> DriftEventView:

@@ -248,7 +248,8 @@ def _alarm(connection: Connection, device: str, stream: Stream, fields: Fields, 
         )
     connection.execute(
         "INSERT INTO drift_event (device, model, version, monitor, detector, signal, statistic, threshold, window,"
-        " suspect, at, received_at, histogram) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " suspect, at, received_at, histogram, p_value, arl0, monitors)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             device,
             *(fields.text(key) for key in ("model", "version", "monitor", "detector", "signal")),
@@ -257,6 +258,8 @@ def _alarm(connection: Connection, device: str, stream: Stream, fields: Fields, 
             at,
             now_s,
             histogram,
+            *(_optional_number(fields, key) for key in ("p_value", "arl0")),
+            fields.natural("monitors", 1, high=1_000_000),
         ),
     )
 

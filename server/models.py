@@ -18,7 +18,7 @@ from peewee import (
     TextField,
 )
 
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 
 class Meta(Model):
@@ -203,6 +203,9 @@ class DriftEvent(Model):
     at = FloatField(null=True)
     received_at = FloatField()
     histogram = TextField(null=True)
+    p_value = FloatField(null=True)
+    arl0 = FloatField(null=True)
+    monitors = IntegerField(default=1)
 
     class Meta:
         table_name = "drift_event"

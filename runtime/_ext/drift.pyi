@@ -115,3 +115,7 @@ class KSWIN(Detector):
     def __init__(
         self, alpha: float = 0.005, window_size: int = 100, stat_size: int = 30, seed: int | None = None
     ) -> None: ...
+
+class Limit(Detector):
+    patience: int
+    def __init__(self, threshold: float, patience: int = 1, policy: Literal["reset", "latch"] = "latch") -> None: ...

@@ -550,6 +550,75 @@ cdef class ADWIN(Detector):
             raise ValueError("the rows do not hold what they should")
 
 
+# a plain limit --------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Limit(Detector):
+    """A value above a limit for several values in a row: for what is simply wrong, such as a sensor that is stuck.
+
+    Args:
+        threshold: the limit, in units of the signal.
+        patience: values in a row above it, 1 or more.
+        policy: `latch` (one alarm until the value has fallen below half of the limit) or `reset`.
+
+    Raises:
+        ConfigError: a parameter is out of range.
+
+    >>> Limit(0.5, patience=3).update_many([0, 1, 1, 0, 1, 1, 1, 1])
+    [6]
+    """
+
+    cdef readonly long long patience
+    cdef double _threshold, _last
+    cdef long long _run
+
+    def __cinit__(self, double threshold, long long patience=1, policy="latch"):
+        self._set_policy(policy)
+        if not threshold > 0 or patience < 1 or self._policy == POLICY_REBASE:
+            raise ConfigError("Limit: expected threshold > 0, patience >= 1 and policy latch or reset")
+        self._threshold = threshold
+        self.patience = patience
+        self._last = NAN
+
+    cdef void _begin(self) noexcept nogil:
+        self._run = 0
+        self._last = NAN
+        self._armed = self.warning_detected = False
+
+    cdef int _step(self, double x) noexcept nogil:
+        self._last = x
+        self._run = self._run + 1 if x > self._threshold else 0
+        self._armed = True
+        self.warning_detected = False
+        if self._latched:
+            if x < REARM_SHARE * self._threshold:
+                self._latched = False
+            return 0
+        self.drift_detected = self._run >= self.patience
+        self.warning_detected = self._run > 0 and not self.drift_detected
+        if self.drift_detected:
+            self.suspect = self.index - self._run
+        return 0
+
+    cdef double _value(self):
+        return self._last
+
+    cdef double _limit(self):
+        return self._threshold
+
+    cdef list _config(self):
+        return [self._threshold, self.patience, self.policy]
+
+    cdef list _own(self):
+        return [self._run, None if self._last != self._last else self._last]
+
+    cdef int _own_load(self, list fields) except -1:
+        run, last = fields
+        self._run = natural(run)
+        self._last = NAN if last is None else number(last)
+
+
 # error rates ----------------------------------------------------------------------------------------------
 
 

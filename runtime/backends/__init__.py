@@ -16,11 +16,13 @@ class Backend(Protocol):
     Attributes:
         input: float32, the model's input shape with batch axis 1; contiguous, owned by the backend, bound once.
         scores: float32 `[labels]`, overwritten by each `run`.
+        embedding: float32 `[d]`, a second output, overwritten by each `run`; None when none was asked for.
         input_name, output_name: the tensors' names in the model.
     """
 
     input: NDArray[np.float32]
     scores: NDArray[np.float32]
+    embedding: NDArray[np.float32] | None
     input_name: str
     output_name: str
 
@@ -34,7 +36,13 @@ class Backend(Protocol):
 
 
 def open_backend(
-    format: str, model: bytes, *, output: str | None = None, shape: tuple[int, ...] | None = None, threads: int = 1
+    format: str,
+    model: bytes,
+    *,
+    output: str | None = None,
+    shape: tuple[int, ...] | None = None,
+    threads: int = 1,
+    embedding: str | None = None,
 ) -> Backend:
     """Load a model.
 
@@ -44,6 +52,7 @@ def open_backend(
         output: the output that carries the scores; needed when the model has several float outputs.
         shape: the input's shape with the batch axis, when the model leaves dimensions open.
         threads: compute threads.
+        embedding: a second output that monitors watch, such as the layer before the last.
 
     Raises:
         ModelError: the model cannot run here, with the reason and, for a missing engine, the extra to install.
@@ -51,5 +60,5 @@ def open_backend(
     if format == "onnx":
         from .onnx import OnnxBackend
 
-        return OnnxBackend(model, output=output, shape=shape, threads=threads)
+        return OnnxBackend(model, output=output, shape=shape, threads=threads, embedding=embedding)
     raise ModelError(f"model format {format!r} is not supported; supported: onnx")

@@ -37,7 +37,13 @@ class OnnxBackend:
     """
 
     def __init__(
-        self, model: bytes, *, output: str | None = None, shape: tuple[int, ...] | None = None, threads: int = 1
+        self,
+        model: bytes,
+        *,
+        output: str | None = None,
+        shape: tuple[int, ...] | None = None,
+        threads: int = 1,
+        embedding: str | None = None,
     ) -> None:
         try:
             self._session = onnxruntime.InferenceSession(
@@ -52,21 +58,27 @@ class OnnxBackend:
             raise ModelError(f"input {inputs[0].name!r} is {inputs[0].type}, expected tensor(float), that is float32")
         self.input_name: str = inputs[0].name
         self.output_name: str = self._choose_output(output)
+        names = [self.output_name] if embedding is None else [self.output_name, self._choose_output(embedding)]
         self.input: NDArray[np.float32] = np.zeros(_fixed(inputs[0], shape), dtype=np.float32)
         # The first run finds the output's true shape, whatever the model declares, and warms the session up.
         try:
-            first = np.asarray(self._session.run([self.output_name], {self.input_name: self.input})[0])
+            tried = self._session.run(names, {self.input_name: self.input})
         except Exception as error:
             raise ModelError(
                 f"the model does not run on zeros {list(self.input.shape)}: {_first_line(error)}"
             ) from error
-        if first.dtype != np.float32 or first.size == 0:
-            raise ModelError(f"output {self.output_name!r} is {first.dtype} {first.shape}, expected float32 scores")
-        result = np.zeros(first.shape, dtype=np.float32)
-        self.scores: NDArray[np.float32] = result.reshape(-1)
+        results = []
+        for name, first in zip(names, map(np.asarray, tried), strict=True):
+            if first.dtype != np.float32 or first.size == 0:
+                what = "scores" if name == self.output_name else "values"
+                raise ModelError(f"output {name!r} is {first.dtype} {first.shape}, expected float32 {what}")
+            results.append(np.zeros(first.shape, dtype=np.float32))
+        self.scores: NDArray[np.float32] = results[0].reshape(-1)
+        self.embedding: NDArray[np.float32] | None = results[1].reshape(-1) if embedding is not None else None
         self._binding = self._session.io_binding()
         self._binding.bind_input(self.input_name, "cpu", 0, np.float32, self.input.shape, self.input.ctypes.data)
-        self._binding.bind_output(self.output_name, "cpu", 0, np.float32, result.shape, result.ctypes.data)
+        for name, result in zip(names, results, strict=True):
+            self._binding.bind_output(name, "cpu", 0, np.float32, result.shape, result.ctypes.data)
         self._run = self._session.run_with_iobinding
 
     def _choose_output(self, wanted: str | None) -> str:

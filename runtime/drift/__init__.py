@@ -10,7 +10,7 @@ survive a restart bit for bit.
 ([55, 61, 67], 62, 'armed')
 """
 
-from tinylcm._ext.drift import ADWIN, DDM, EDDM, FHDDM, HDDMA, HDDMW, KSWIN, Detector, PageHinkley
+from tinylcm._ext.drift import ADWIN, DDM, EDDM, FHDDM, HDDMA, HDDMW, KSWIN, Detector, Limit, PageHinkley
 from tinylcm._ext.vectors import MMD, BinnedKS, FeatureDrift, HotellingT2, KNNDistance, Mahalanobis
 from tinylcm._ext.windowed import (
     CUSUM,
@@ -44,6 +44,7 @@ __all__ = [
     "IncrementalKS",
     "JensenShannon",
     "KNNDistance",
+    "Limit",
     "Mahalanobis",
     "PageHinkley",
     "Wasserstein1",

@@ -71,6 +71,18 @@ def explain(event: DriftEventView) -> str:
         "PSI": "recent values fall into other bins than in training",
         "PageHinkley": "the mean has moved in one direction for longer than chance allows",
         "ADWIN": "the recent mean differs from the mean before",
+        "CUSUM": "the mean has left the reference's for longer than chance allows",
+        "EWMAChart": "the weighted average has left the reference's for longer than chance allows",
+        "FeatureDrift": "level, spread, shape or correlation of the features has left training's",
+        "HotellingT2": "the recent mean of the features is too far from training",
+        "IncrementalKS": "recent values are distributed differently than in training",
+        "JensenShannon": "recent values fall into other bins than in training",
+        "Wasserstein1": "recent values are distributed differently than in training",
+        "ChiSquare": "recent predictions have another mix than in training",
+        "KNNDistance": "recent inputs lie farther from their nearest training examples",
+        "MMD": "recent inputs are distributed differently than in training",
+        "KSWIN": "the newest values are distributed differently than those just before",
+        "Limit": "the value has stayed above its limit",
     }.get(event.detector, "the detector's statistic went over its threshold")
     return f"The monitor “{event.monitor}” watches {event.signal}: {meaning}."
 

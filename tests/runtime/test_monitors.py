@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from models import manifest_of
-from tinylcm.drift import CategoricalPSI, PageHinkley
+from scipy.stats import chi2
+from tinylcm.drift import (
+    CUSUM,
+    CategoricalPSI,
+    ChiSquare,
+    FeatureDrift,
+    HotellingT2,
+    KNNDistance,
+    Limit,
+    Mahalanobis,
+    PageHinkley,
+)
 from tinylcm.errors import ConfigError, ModelError
-from tinylcm.monitors import MonitorSet, build_monitors, watch
+from tinylcm.monitors import Monitor, MonitorSet, PValueMonitor, build_monitors, watch
 from tinylcm.package import FeatureReference, InputSpec, Manifest, MonitorSpec, WindowSpec, parse_manifest
 
 RNG = np.random.default_rng(8)
@@ -41,7 +53,7 @@ def alarms_of(declared: Manifest, samples: np.ndarray, labels: np.ndarray | None
     for index, end in enumerate(range(10, len(samples) + 1, declared.window.hop)):
         window = np.ascontiguousarray(samples[end - 10 : end], dtype=np.float32)
         label = 0 if labels is None else int(labels[index])
-        found += monitors.update(window, label, 0.9)
+        found += monitors.update(window, label, (0.9, 0.9))
     return found
 
 
@@ -85,7 +97,7 @@ def test_confidence_monitors_are_quiet_on_a_constant(detector: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [
-        (MonitorSpec("a", "input", "ADWIN"), "not known"),
+        (MonitorSpec("a", "prediction", "ADWIN"), "is a category"),
         (MonitorSpec("a", "moon", "PSI"), "not known"),
         (MonitorSpec("a", "input", "BinnedKS"), "needs threshold"),
         (MonitorSpec("a", "input", "BinnedKS", {"threshold": 0.4, "windw": 3}), "no parameter 'windw'"),
@@ -119,7 +131,211 @@ def test_declared_monitors_survive_the_manifest() -> None:
 def test_watch_joins_what_fits() -> None:
     assert watch("confidence", PageHinkley(), "mine").name == "mine"
     assert watch("prediction", CategoricalPSI([1, 1])).signal == "prediction"
-    with pytest.raises(ConfigError, match="watches the confidence"):
+    with pytest.raises(ConfigError, match="is rows"):
         watch("input", PageHinkley())
     with pytest.raises(ConfigError, match="not known"):
         watch("weather", PageHinkley())
+
+
+# every signal ---------------------------------------------------------------------------------------------
+
+
+def run(monitors: MonitorSet, windows: list[dict[str, Any]]) -> list[Any]:
+    found = []
+    for window in windows:
+        values = {"window": np.zeros((10, 2), np.float32), "label": 0, "scores": (0.9, 0.1), **window}
+        found += monitors.update(**values)
+    return found
+
+
+def joined(*monitors: Monitor) -> MonitorSet:
+    return MonitorSet(manifest(), monitors)
+
+
+@pytest.mark.parametrize(
+    ("signal", "detector", "calm", "off"),
+    [
+        ("confidence", CUSUM(0.9, 0.05), {"scores": (0.9, 0.1)}, {"scores": (0.6, 0.4)}),
+        ("entropy", Limit(0.8, 5), {"scores": (0.9, 0.1)}, {"scores": (0.5, 0.5)}),
+        ("margin", CUSUM(0.8, 0.05), {"scores": (0.9, 0.1)}, {"scores": (0.55, 0.45)}),
+        ("latency", CUSUM(200.0, 20.0), {"latency_us": 205.0}, {"latency_us": 900.0}),
+        ("missing", Limit(0.2, 3), {"missing": 0}, {"missing": 5}),
+        ("stuck", Limit(0.9, 3), {"window": RNG.normal(0, 1, (10, 2)).astype(np.float32)}, {}),
+        ("prediction", ChiSquare([90, 10], 20, window=20), {"label": 0}, {"label": 1}),
+    ],
+)
+def test_every_number_of_a_window_can_be_watched(
+    signal: str, detector: Any, calm: dict[str, Any], off: dict[str, Any]
+) -> None:
+    monitors = joined(watch(signal, detector))
+    assert run(monitors, [calm] * 100) == []
+    alarms = run(monitors, [off] * 50)
+    assert alarms and alarms[0].signal == signal and alarms[0].window >= 100
+    # The detectors' windows reach back by themselves.
+    assert alarms[0].window - 20 <= alarms[0].suspect <= alarms[0].window
+
+
+def test_the_sampling_rate_is_watched_by_the_clock() -> None:
+    monitors = joined(watch("rate", CUSUM(0.01, 0.001)))  # 100 Hz
+    times = np.concatenate([np.arange(1, 101) * 50_000_000, 5_000_000_000 + np.arange(1, 60) * 60_000_000])
+    alarms = run(monitors, [{"at_ns": int(at)} for at in times])
+    assert alarms and 100 <= alarms[0].window < 110
+
+
+def test_a_saturated_channel_is_seen_by_the_references_range_or_a_given_one() -> None:
+    for params in ({"threshold": 0.5, "patience": 3}, {"threshold": 0.5, "patience": 3, "low": -5, "high": 5}):
+        declared = manifest(MonitorSpec("saturated", "saturated", "Limit", params))
+        monitors = MonitorSet(declared, build_monitors(declared))
+        calm = RNG.normal(0, 1, (10, 2)).astype(np.float32)
+        clipped = calm.copy()
+        clipped[:7, 1] = 5.0
+        assert run(monitors, [{"window": calm}] * 20) == []
+        assert [alarm.window for alarm in run(monitors, [{"window": clipped}] * 5)] == [22]
+
+
+def test_rows_take_a_detector_of_rows_or_one_a_channel() -> None:
+    rows = RNG.normal(0, 1, (500, 2))
+    changed = RNG.normal(0, 1, (200, 2)) + np.array([0, 3])
+    sets = [
+        joined(watch("input", FeatureDrift.from_reference(rows, window=50, level=40, spread=40, joint=40, shape=0.5))),
+        joined(watch("input", [CUSUM(0.0, 1.0, threshold=15), CUSUM(0.0, 1.0, threshold=15)])),
+        joined(watch("embedding", KNNDistance(rows))),
+        joined(watch("embedding", Mahalanobis([0, 0], [1, 1], None, 2.0, window=10))),
+    ]
+    for monitors, signal in zip(sets, ["input[1]", "input[1]", "embedding", "embedding[1]"], strict=True):
+        calm = [block.astype(np.float32) for block in np.split(rows, 50)]
+        off = [block.astype(np.float32) for block in np.split(changed, 20)]
+        assert run(monitors, [{"window": x, "embedding": x[0]} for x in calm]) == []
+        alarms = run(monitors, [{"window": x, "embedding": x[0]} for x in off])
+        assert alarms and alarms[0].signal.startswith(signal)
+
+
+def test_an_embedding_that_the_model_does_not_give_is_an_error() -> None:
+    with pytest.raises(ModelError, match="names no `embedding`"):
+        run(joined(watch("embedding", KNNDistance(RNG.normal(0, 1, (50, 2))))), [{}])
+
+
+@pytest.mark.parametrize(
+    ("spec", "values"),
+    [
+        (MonitorSpec("m", "confidence", "CUSUM", {"threshold": 12, "warm_up": 50}), {}),
+        (MonitorSpec("m", "entropy", "EWMAChart", {"policy": "rebase"}), {}),
+        (MonitorSpec("m", "input", "CUSUM", {"threshold": 30, "arl0": 5000}), {}),
+        (MonitorSpec("m", "input", "FeatureDrift", {"level": 20, "window": 100}), {}),
+        (MonitorSpec("m", "input", "IncrementalKS", {"threshold": 0.5, "window": 50}), {}),
+        (MonitorSpec("m", "features", "PSI", {"threshold": 3, "window": 30}), {}),
+        (MonitorSpec("m", "features", "HotellingT2", {"alpha": 1e-9, "window": 30}), {}),
+        (MonitorSpec("m", "features", "KNNDistance", {"k": 3}), {"points": {"features": RNG.normal(0, 1, (40, 4))}}),
+        (MonitorSpec("m", "prediction", "ChiSquare", {"alpha": 1e-6, "window": 50}), {}),
+        (MonitorSpec("m", "prediction", "PSI", {"threshold": 3, "warm_up": 100}), {}),
+        (MonitorSpec("m", "latency", "PSI", {"threshold": 3, "warm_up": 100, "bins": 8}), {}),
+        (MonitorSpec("m", "confidence", "PageHinkley", {"mode": "down"}), {}),
+    ],
+    ids=lambda value: f"{value.signal} {value.detector}" if isinstance(value, MonitorSpec) else "",
+)
+def test_any_detector_that_fits_can_be_declared(spec: MonitorSpec, values: dict[str, Any]) -> None:
+    tables = {
+        key: {signal: tuple(map(tuple, rows.tolist())) for signal, rows in table.items()}
+        for key, table in values.items()
+    }
+    declared = replace(manifest(spec), **tables)
+    again = parse_manifest(declared.to_json())
+    assert again == replace(declared, monitors=again.monitors)
+    monitors = MonitorSet(again, build_monitors(again))
+    for index in range(400):
+        window = RNG.normal(0, 1, (10, 2)).astype(np.float32)
+        p = float(RNG.uniform(0.6, 0.9))
+        monitors.update(window, index % 2, (p, p), 200 + p, 0, index)
+    assert monitors.arl0 == (5000 if "arl0" in spec.params else None)
+    assert all(isinstance(state, bytes) for monitor in monitors.monitors for state in monitor.states())
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        (MonitorSpec("a", "confidence", "Mahalanobis", {"threshold": 1}), "takes rows"),
+        (MonitorSpec("a", "input", "Mahalanobis", {}), "needs threshold"),
+        (MonitorSpec("a", "confidence", "ChiSquare", {"threshold": 1}), "watches the prediction"),
+        (MonitorSpec("a", "features", "KNNDistance"), "needs (the )?reference rows"),
+        (MonitorSpec("a", "embedding", "CUSUM"), "needs reference statistics"),
+        (MonitorSpec("a", "confidence", "PageHinkley", {"mode": 3}), "expected a text"),
+        (MonitorSpec("a", "confidence", "PageHinkley", {"delta": "x"}), "expected a number"),
+        (MonitorSpec("a", "confidence", "CUSUM", {"alpha": 0.1}), "no parameter 'alpha'"),
+        (MonitorSpec("a", "prediction", "ChiSquare", {"alpha": 0.1, "threshold": 3}), "not both"),
+        (MonitorSpec("a", "prediction", "ChiSquare", {"alpha": 2}), "0 < alpha < 1"),
+        (MonitorSpec("a", "confidence", "CUSUM", {"arl0": -1}), "more than 0"),
+        (MonitorSpec("a", "confidence", "CUSUM", {"warm_up": 1.5}), "warm_up|integer"),
+        (MonitorSpec("a", "confidence", "CUSUM", {"policy": "never"}), "policy"),
+    ],
+)
+def test_a_monitor_that_does_not_fit_is_refused(spec: MonitorSpec, problem: str) -> None:
+    with pytest.raises(ModelError, match=problem):
+        build_monitors(manifest(spec))
+
+
+def test_watch_refuses_what_does_not_fit() -> None:
+    for signal, detector, problem in [
+        ("confidence", [CUSUM()], "list of detectors"),
+        ("input", [], "list of detectors"),
+        ("confidence", Mahalanobis([0], [1], None, 1.0), "takes rows"),
+        ("confidence", object(), "no detector"),
+        ("prediction", CUSUM(), "does not fit"),
+        ("saturated", Limit(0.5), "declare it in a manifest"),
+    ]:
+        with pytest.raises(ConfigError, match=problem):
+            watch(signal, detector)
+    with pytest.raises(ConfigError, match="no p-value"):
+        watch("confidence", CUSUM(), alpha=0.1)
+
+
+# the set --------------------------------------------------------------------------------------------------
+
+
+def test_the_set_states_what_it_promises() -> None:
+    monitors = joined(watch("confidence", Limit(0.5), arl0=20_000), watch("margin", Limit(0.95), arl0=20_000))
+    (alarm,) = run(monitors, [{"scores": (0.9, 0.1)}])
+    assert (alarm.arl0, alarm.monitors, alarm.p_value) == (10_000, 2, None)
+    silent = joined(watch("confidence", Limit(0.5), arl0=20_000), watch("margin", Limit(0.95)))
+    assert run(silent, [{"scores": (0.9, 0.1)}])[0].arl0 is None
+
+
+def test_monitors_of_p_values_share_one_level_by_holm() -> None:
+    rng = np.random.default_rng(31)
+    level = 0.05
+
+    def false_alarms(shared: bool) -> int:
+        count = 0
+        for _ in range(200):
+            monitors = joined(
+                *[
+                    watch(
+                        "embedding",
+                        HotellingT2([0.0], [1.0], None, threshold=chi2.isf(level, 1), window=20)
+                        if not shared
+                        else HotellingT2([0.0], [1.0], None, threshold=1e300, window=20),
+                        name=f"m{i}",
+                        alpha=level if shared else None,
+                    )
+                    for i in range(10)
+                ]
+            )
+            # Ten looks at ten independent streams: each monitor gets rows of its own.
+            for monitor in monitors.monitors:
+                inner = monitor.inner if isinstance(monitor, PValueMonitor) else monitor
+                inner.detector.update_many(rng.normal(0, 1, (19, 1)))  # type: ignore[attr-defined]
+            alarms = monitors.update(np.zeros((10, 2), np.float32), 0, (1.0, 0.0), embedding=np.zeros(1, np.float32))
+            count += bool(alarms)
+        return count
+
+    shared, alone = false_alarms(True), false_alarms(False)
+    assert alone > 50  # 1 - 0.95**10 = 40 % of 200
+    assert shared < 24  # 5 % of 200, and three deviations
+
+
+def test_a_monitor_of_p_values_alarms_once_with_its_p_value() -> None:
+    monitors = joined(watch("prediction", ChiSquare([50, 50], 1e300, window=20), alpha=0.01))
+    calm, off = [{"label": i % 2} for i in range(60)], [{"label": 1}] * 60
+    alarms = run(monitors, calm + off + calm + off)
+    assert len(alarms) == 2
+    assert alarms[0].p_value is not None and alarms[0].p_value < 0.01
+    assert alarms[0].histogram is not None

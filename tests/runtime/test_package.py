@@ -272,7 +272,7 @@ def test_a_signed_document_that_is_no_manifest_is_refused(document: bytes) -> No
         (lambda d: d["golden"].update(tolerance=2), "tolerance"),
         (lambda d: d.update(metadata={"n": 1 << 80}), "manifest.metadata: a payload holds an integer"),
         (
-            lambda d: d.update(monitors=[{"name": "m", "signal": "s", "detector": "d", "params": {"a": "b"}}]),
+            lambda d: d.update(monitors=[{"name": "m", "signal": "s", "detector": "d", "params": {"a": [1]}}]),
             "params.a",
         ),
     ],

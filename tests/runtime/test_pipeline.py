@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import sys
 import threading
 from dataclasses import replace
@@ -23,7 +24,7 @@ from models import (
 )
 from tinylcm import Alarm, ConfigError, DeviceError, InputError, ModelError, Pipeline
 from tinylcm.drift import PageHinkley
-from tinylcm.package import InputSpec, WindowSpec, build_package, parse_package
+from tinylcm.package import InputSpec, MonitorSpec, WindowSpec, build_package, parse_package
 
 
 @pytest.fixture
@@ -288,3 +289,44 @@ def test_many_inferences_do_not_grow_the_heap(model: Path) -> None:
 
     blocks_after(2000)
     assert abs(blocks_after(10_000) - blocks_after(1000)) <= 16
+
+
+def test_a_second_output_is_watched_as_the_embedding() -> None:
+    signer = make_signer()
+    model = linear_model(embedding=True)
+    points = tuple(map(tuple, np.random.default_rng(5).normal(0, 4, (600, 2)).tolist()))
+    manifest = replace(
+        manifest_of(),
+        embedding="z",
+        points={"embedding": points},
+        monitors=(MonitorSpec("embedding", "embedding", "KNNDistance", {"threshold": 20}),),
+    )
+    pipeline = Pipeline(parse_package(build_package(manifest, {"model.onnx": model}, signer), trust_of(signer)))
+    rng = np.random.default_rng(6)
+    assert not any(pipeline.infer(rng.normal(0, 1, 3)).drift for _ in range(200))
+    alarms = [alarm for _ in range(50) for alarm in pipeline.infer(rng.normal(30, 1, 3)).drift]
+    assert alarms and alarms[0].signal == "embedding" and alarms[0].detector == "KNNDistance"
+    missing = build_package(replace(manifest, embedding="nowhere"), {"model.onnx": model}, signer)
+    with pytest.raises(ModelError, match="no output 'nowhere'"):
+        Pipeline(parse_package(missing, trust_of(signer)))
+
+
+def test_dropped_samples_and_times_reach_the_monitors() -> None:
+    signer = make_signer()
+    manifest = replace(
+        manifest_of(),
+        monitors=(
+            MonitorSpec("missing", "missing", "Limit", {"threshold": 0.4, "patience": 2}),
+            MonitorSpec("latency", "latency", "Limit", {"threshold": 1e-3}),
+        ),
+    )
+    pipeline = Pipeline(
+        parse_package(build_package(manifest, {"model.onnx": linear_model()}, signer), trust_of(signer))
+    )
+    good, bad = [1.0, 2.0, 3.0], [1.0, math.nan, 3.0]
+    alarms = [
+        alarm.monitor
+        for prediction in pipeline.stream([good] * 5 + [bad, good] * 4, on_error=lambda error: None)
+        for alarm in prediction.drift
+    ]
+    assert alarms == ["latency", "missing"]

@@ -125,5 +125,5 @@ def test_an_event_is_told_in_plain_words() -> None:
     assert watched(event()) == "input ax"
     assert watched(event(monitor="prediction", signal="prediction")) == "mix of predictions"
     assert watched(event(monitor="mine", signal="mine")) == "mine"
-    for detector in ("BinnedKS", "Mahalanobis", "PSI", "PageHinkley", "ADWIN", "Other"):
+    for detector in ("BinnedKS", "Mahalanobis", "PSI", "PageHinkley", "ADWIN", "CUSUM", "FeatureDrift", "Other"):
         assert len(explain(event(detector=detector))) > 40

@@ -15,7 +15,13 @@ YEAR_2100 = 4_102_444_800
 
 
 def linear_model(
-    channels: int = 3, labels: int = 2, *, samples: int | None = None, bias: float = 0.0, op: str = "Softmax"
+    channels: int = 3,
+    labels: int = 2,
+    *,
+    samples: int | None = None,
+    bias: float = 0.0,
+    op: str = "Softmax",
+    embedding: bool = False,
 ) -> bytes:
     """softmax(mean over samples (x) W + b): `[1, channels]`, or `[1, samples, channels]`, to `[1, labels]`."""
     rng = np.random.default_rng(3)
@@ -32,7 +38,8 @@ def linear_model(
         nodes,
         "linear",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, labels])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, labels])]
+        + ([helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, labels])] if embedding else []),
         [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(offsets, "b")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
