@@ -27,7 +27,8 @@ typecheck: $(VENV)/.dev view
 	MYPYPATH=build/view:examples/activity $(BIN)/mypy examples/activity benchmarks scripts
 
 bench: $(VENV)/.dev
-	$(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc -q $(ARGS)
+	$(PIP) install "datasketches>=5.2"
+	$(if $(WRITE),TINYMLOPS_WRITE=1) $(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc -q $(ARGS)
 
 annotate: $(VENV)/.dev
 	TINYMLOPS_ANNOTATE=1 $(BIN)/python setup.py -q build_ext --force --build-lib build/annotate

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
 import pytest
 
 
@@ -17,3 +22,46 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         name, peer, ratio = bench.name.removeprefix("test_"), info.pop("peer"), info.pop("ratio", None)
         figures = "  ".join(f"{key}={value}" for key, value in info.items())
         terminalreporter.write_line(f"{name:<44} {ratio} x {peer}   {figures}")
+
+
+TABLES = {
+    "scalar": ("Value by value", "one call a value from Python; the loop is inside every figure"),
+    "windowed": ("Windows, exact at every step", "the ratio is that of blocks of 1,024 to the peer"),
+    "blocks": ("In blocks of 1,024", "nanoseconds a value"),
+    "features": ("64 features a row", "nanoseconds a feature value; one call a row"),
+    "memory": ("Memory", "bytes an instance adds to the process after 1,000 values, and of its state"),
+}
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN, END = "<!-- begin: make bench WRITE=1 -->", "<!-- end -->"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the tables into the documentation when `WRITE=1` asks for it."""
+    benchmarks = getattr(getattr(session.config, "_benchmarksession", None), "benchmarks", [])
+    rows = [(bench.name.removeprefix("test_"), dict(bench.extra_info)) for bench in benchmarks]
+    rows = [(name, info) for name, info in rows if info.get("table")]
+    if not os.environ.get("TINYMLOPS_WRITE") or not rows:
+        return
+    lines = [
+        f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores; "
+        f"river {version('river')}, numpy {version('numpy')}, datasketches {version('datasketches')}.",
+        "",
+    ]
+    for table, (title, caption) in TABLES.items():
+        chosen = [(name, info) for name, info in rows if info["table"] == table]
+        if not chosen:
+            continue
+        keys = list(dict.fromkeys(key for _, info in chosen for key in info if key not in ("table", "peer")))
+        lines += [f"### {title}", "", f"{caption[0].upper()}{caption[1:]}.", ""]
+        lines += [
+            f"| | peer | {' | '.join(key.replace('_', ' ') for key in keys)} |",
+            f"|---|---|{'---|' * len(keys)}",
+        ]
+        for name, info in chosen:
+            shown = name.partition("[")[2].rstrip("]") or name
+            cells = [str(info.get(key, "")) for key in keys]
+            lines.append(f"| {shown.replace('_', ' ')} | {info['peer']} | {' | '.join(cells)} |")
+        lines.append("")
+    page = PAGE.read_text()
+    before, rest = page.split(BEGIN)
+    PAGE.write_text(f"{before}{BEGIN}\n{chr(10).join(lines)}{END}{rest.split(END)[1]}")

@@ -620,8 +620,8 @@ cdef class Histograms(Vector):
                 if i < self.bins - 1:
                     # Features with fewer bins are filled up with bins beyond infinity, which nothing ever enters.
                     self._edges[j * (self.bins - 1) + i] = line[i + 1] if i + 1 < tally.size else INFINITY
-        self._edges_given = [line.tolist() for line in lines]
-        self._counts_given = [line.tolist() for line in tallies]
+        self._edges_given = lines
+        self._counts_given = tallies
 
     cdef void _push_bins(self, const double* x) noexcept nogil:
         cdef Py_ssize_t j, low, high, middle, inner = self.bins - 1
@@ -670,9 +670,12 @@ cdef class Histograms(Vector):
         cdef Py_ssize_t i
         if not 0 <= signal < self.d:
             raise IndexError(signal)
-        reference = tuple(self._counts_given[signal])
+        reference = tuple(self._counts_given[signal].tolist())
         current = tuple([float(self._counts[signal * self.bins + i]) for i in range(len(reference))])
-        return HistogramPair(reference, current, tuple(self._edges_given[signal]))
+        return HistogramPair(reference, current, tuple(self._edges_given[signal].tolist()))
+
+    cdef list _lists(self):
+        return [[line.tolist() for line in self._edges_given], [line.tolist() for line in self._counts_given]]
 
     cdef list _bins_out(self):
         return [self._used, self._place, as_bytes(self._recent, self._used * self.d)]
@@ -788,7 +791,7 @@ cdef class BinnedKS(Histograms):
         return self.drift_detected
 
     cdef list _config(self):
-        return [self._edges_given, self._counts_given, self._threshold, self.window, self.policy]
+        return [*self._lists(), self._threshold, self.window, self.policy]
 
     cdef list _own(self):
         return [self._bins_out(), None if self._statistic != self._statistic else self._statistic, self.worst]
@@ -883,8 +886,7 @@ cdef class FeatureDrift(Histograms):
         self.k = k
         self.clip = clip
         self.shrinkage = shrinkage
-        self._given = [means.tolist(), stds.tolist(), None if correlation is None else matrix.tolist(),
-                       spreads.tolist()]
+        self._given = [means, stds, None if correlation is None else matrix, spreads]
         self._mean = _copy(means)
         self._scale = _copy(1.0 / stds)
         self._moments = _copy(spreads)
@@ -1054,7 +1056,8 @@ cdef class FeatureDrift(Histograms):
 
     cdef list _config(self):
         mean, std, correlation, moments = self._given
-        return [mean, std, self._edges_given, self._counts_given, correlation, moments, self._limits[0],
+        return [mean.tolist(), std.tolist(), *self._lists(), None if correlation is None else correlation.tolist(),
+                moments.tolist(), self._limits[0],
                 self._limits[1], self._limits[2], self._limits[3], self.k, self.clip, self.window, self.shrinkage,
                 self._threshold, self.policy]
 

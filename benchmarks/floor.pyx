@@ -1,0 +1,6 @@
+"""The floor: what calling an empty compiled method with one double costs."""
+
+
+cdef class Floor:
+    def update(self, double x):
+        pass
