@@ -11,6 +11,9 @@ from setuptools.command.build_ext import build_ext
 FOLDERS = {"tinylcm": "runtime", "tinysphere": "server", "firmware_bridge": "firmware_bridge"}
 ROOT = Path(__file__).resolve().parent
 DEBUG = bool(os.environ.get("TINYMLOPS_DEBUG"))
+# scripts/sanitize.sh: every read and write of the extensions is checked while the tests run.
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+SANITIZED = bool(os.environ.get("TINYMLOPS_SANITIZE"))
 ANNOTATE = bool(os.environ.get("TINYMLOPS_ANNOTATE"))
 
 packages, package_dir = [], {}
@@ -37,7 +40,12 @@ extensions = [
         # -g0: five times smaller. No -march=native (wheels travel), no -ffast-math (NaN rules matter);
         # -ffp-contract=off: the same bits on aarch64, whose GCC contracts to FMA by default;
         # -fno-tree-slp-vectorize: GCC 12's SLP halves the speed of Page-Hinkley's dependent chain.
-        extra_compile_args=["-O1", "-g"] if DEBUG else ["-O3", "-g0", "-ffp-contract=off", "-fno-tree-slp-vectorize"],
+        extra_compile_args=["-O1", "-g", "-ffp-contract=off", *SANITIZE]
+        if SANITIZED
+        else ["-O1", "-g"]
+        if DEBUG
+        else ["-O3", "-g0", "-ffp-contract=off", "-fno-tree-slp-vectorize"],
+        extra_link_args=SANITIZE if SANITIZED else [],
     )
     for source in sorted((ROOT / "runtime" / "_ext").glob("*.pyx"))
 ]

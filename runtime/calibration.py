@@ -543,17 +543,27 @@ def calibrate_set(
     return SetCalibration(members, float(arl0), float(lengths.sum() / max(found.sum(), 0.5)), low, high)
 
 
+def holm_adjusted(p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values adjusted for their number (Holm, Scandinavian Journal of Statistics 1979); None stays and counts not.
+
+    >>> holm_adjusted([0.01, None, 0.04, 0.03])
+    [0.03, None, 0.06, 0.06]
+    """
+    known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, index) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        adjusted[index] = highest
+    return adjusted
+
+
 def holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which hypotheses fall at a family-wise level `alpha` (Holm, Scandinavian Journal of Statistics 1979).
+    """Which hypotheses fall at a family-wise level `alpha`, by Holm's procedure.
 
     Args:
         p_values: one a test, 0 to 1; NaN for a test that has none now, which never falls.
         alpha: 0 to 1.
     """
-    order = sorted((p, i) for i, p in enumerate(p_values) if p == p)
-    fallen = [False] * len(p_values)
-    for rank, (p, index) in enumerate(order):
-        if p > alpha / (len(order) - rank):
-            break
-        fallen[index] = True
-    return fallen
+    adjusted = holm_adjusted([None if p != p else p for p in p_values])
+    return [p is not None and p <= alpha for p in adjusted]

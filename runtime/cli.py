@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Any, Final
 
 from .config import DeviceConfig, default_toml, load_config, parse_config
 from .errors import ConfigError, InputError, TinyLCMError
@@ -315,7 +315,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _drift_calibrate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from .calibration import TUNED, calibrate, calibrate_set
+    from .calibration import TUNED, Calibration, calibrate, calibrate_set
     from .drift_report import load_table
 
     columns = load_table(Path(arguments.reference))
@@ -337,23 +337,18 @@ def _drift_calibrate(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"no detector {arguments.detector!r} to calibrate; known: {', '.join(sorted(TUNED))}")
     start = time.monotonic()
     with _bar(f"calibrating {arguments.detector}") as progress:
-        common = {"seed": arguments.seed, "block": arguments.block, "progress": progress}
-        if TUNED[arguments.detector].vector:
-            rows = np.column_stack(list(columns.values()))
-            result = calibrate(
-                arguments.detector, rows, arguments.arl0, monitors=arguments.monitors, **common, **parameters
-            )
-            members, document = {"rows": result}, result.to_json()
-        elif len(columns) == 1:
-            ((name, values),) = columns.items()
-            result = calibrate(
-                arguments.detector, values, arguments.arl0, monitors=arguments.monitors, **common, **parameters
-            )
+        common: dict[str, Any] = {"seed": arguments.seed, "block": arguments.block, "progress": progress, **parameters}
+        members: dict[str, Calibration]
+        if TUNED[arguments.detector].vector or len(columns) == 1:
+            vector = TUNED[arguments.detector].vector
+            name = "rows" if vector else next(iter(columns))
+            values = np.column_stack(list(columns.values())) if vector else columns[name]
+            result = calibrate(arguments.detector, values, arguments.arl0, monitors=arguments.monitors, **common)
             members, document = {name: result}, result.to_json()
         else:
             if arguments.monitors != 1:
                 raise ConfigError("--monitors is for one column: a set counts its own")
-            together = calibrate_set(arguments.detector, columns, arguments.arl0, **common, **parameters)
+            together = calibrate_set(arguments.detector, columns, arguments.arl0, **common)
             members, document = dict(together.members), together.to_json()
     first = next(iter(members.values()))
     width = max(12, *(len(name) for name in members))
@@ -382,14 +377,20 @@ def _drift_report(arguments: argparse.Namespace) -> None:
 
     reference, current = load_table(Path(arguments.reference)), load_table(Path(arguments.current))
     with _bar("comparing") as progress:
-        step = (lambda done, total: progress(done / total)) if progress else None
-        report = compare(reference, current, alpha=arguments.alpha, progress=step)
+
+        def step(done: int, total: int) -> None:
+            if progress:
+                progress(done / total)
+
+        names = (Path(arguments.reference).name, Path(arguments.current).name)
+        report = compare(reference, current, alpha=arguments.alpha, progress=step, names=names)
     if arguments.output:
         write_atomic(Path(arguments.output), report.to_html().encode())
-    document = report.to_json()
-    drifted = [str(name) for name in document["drifted"]]
-    verdict = f"{document['verdict']}: {', '.join(drifted)}" if drifted else str(document["verdict"])
-    _print(arguments, document, verdict + (f"\n{arguments.output}" if arguments.output else ""))
+    verdict = f"{report.verdict}: {', '.join(report.drifted)}" if report.drifted else report.verdict
+    lines = [verdict, *(f"{feature.name}: {feature.verdict}" for feature in report.by_severity())]
+    if arguments.output:
+        lines.append(f"written to {arguments.output}")
+    _print(arguments, report.to_json(), "\n".join(lines))
 
 
 # the parser -----------------------------------------------------------------------------------------------

@@ -828,7 +828,8 @@ cdef class FeatureDrift(Histograms):
         correlation: the reference's d x d correlation matrix; None for independent features.
         moments: reference mean and deviation `[2, d + 2]` of |z| for each feature, of q and of |q - mean|; None: those
             of independent normal values.
-        level, spread, shape, joint: thresholds of the members.
+        level, spread, shape, joint: thresholds of the members. With the defaults each alarms falsely every 100,000
+            independent normal values of a single feature; more features and other data need calibration.
         k: allowance of the CUSUMs, in deviations.
         clip: largest standardised value that counts in a CUSUM, so that one outlier is no drift.
         window: rows of the histograms.
@@ -855,9 +856,9 @@ cdef class FeatureDrift(Histograms):
     cdef long long _joint_since[4]
     cdef object _given
 
-    def __cinit__(self, mean, std, edges, counts, correlation=None, moments=None, double level=12.0,
-                  double spread=12.0, double shape=0.2, double joint=12.0, double k=0.25, double clip=4.0,
-                  Py_ssize_t window=500, double shrinkage=0.05, double threshold=1.0, policy="reset"):
+    def __cinit__(self, mean, std, edges, counts, correlation=None, moments=None, double level=19.0,
+                  double spread=20.0, double shape=0.115, double joint=21.0, double k=0.25, double clip=4.0,
+                  Py_ssize_t window=300, double shrinkage=0.05, double threshold=1.0, policy="reset"):
         means, stds = _matrix(self, mean, "mean", 1), _matrix(self, std, "std", 1)
         d = means.size
         self._open(d, threshold, policy)

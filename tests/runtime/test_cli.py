@@ -148,3 +148,61 @@ def test_every_command_has_a_handler_and_json() -> None:
     for command in commands:
         assert command.get_default("handler") is not None
         assert "--json" in command.format_help()
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    rng = np.random.default_rng(3)
+    monkeypatch.chdir(tmp_path)
+    np.savez("ref.npz", a=rng.normal(0, 1, 4000), b=rng.normal(5, 2, 4000))
+    np.savez("cur.npz", a=rng.normal(0, 1, 3000), b=rng.normal(7, 2, 3000))
+    return tmp_path
+
+
+def test_calibrate_prints_a_threshold_for_each_column_and_the_set(
+    tables: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = run(capsys, "drift", "calibrate", "ref.npz", "--detector", "CUSUM", "--arl0", "1000")
+    assert "all together" in text and "each monitor got 2,000" in text
+    document = json.loads(
+        run(capsys, "drift", "calibrate", "ref.npz", "--detector", "CUSUM", "--arl0", "1000", "--column", "b",
+            "--param", "k=0.25", "--param", "policy=latch", "--monitors", "3", "--seed", "4", "--json")
+    )  # fmt: skip
+    assert document["monitors"] == 3 and document["low"] <= document["measured"] <= document["high"]
+    rows = json.loads(
+        run(capsys, "drift", "calibrate", "ref.npz", "--detector", "Mahalanobis", "--arl0", "500", "--json")
+    )
+    assert rows["detector"] == "Mahalanobis"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (["ref.npz", "--detector", "Nothing", "--arl0", "1000"], 2, "no detector"),
+        (["none.npz", "--detector", "CUSUM", "--arl0", "1000"], 1, "no such file"),
+        (["ref.npz", "--detector", "CUSUM", "--arl0", "1e8"], 2, "cannot support"),
+        (["ref.npz", "--detector", "CUSUM", "--arl0", "1000", "--column", "z"], 2, "no column z"),
+        (["ref.npz", "--detector", "CUSUM", "--arl0", "1000", "--param", "k"], 2, "NAME=VALUE"),
+        (["ref.npz", "--detector", "CUSUM", "--arl0", "1000", "--param", "x=1"], 2, "x"),
+        (["ref.npz", "--detector", "CUSUM", "--arl0", "1000", "--monitors", "2"], 2, "for one column"),
+    ],
+)
+def test_calibrate_says_what_is_wrong(
+    tables: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, problem: str
+) -> None:
+    assert problem in run(capsys, "drift", "calibrate", *arguments, code=code)
+
+
+def test_a_report_is_written_and_told(tables: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(capsys, "drift", "report", "ref.npz", "cur.npz", "-o", "report.html")
+    assert text.startswith("drift: b\n") and "a: no drift" in text
+    page = (tables / "report.html").read_text()
+    assert (
+        "ref.npz" in page
+        and "<svg" in page
+        and "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
+    )
+    document = json.loads(run(capsys, "drift", "report", "ref.npz", "cur.npz", "--json"))
+    assert document["verdict"] == "drift"
+    (tables / "torn.npz").write_bytes((tables / "ref.npz").read_bytes()[:100])
+    assert "torn.npz" in run(capsys, "drift", "report", "ref.npz", "torn.npz", code=1)
