@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard runtime/_ext/*.pyx runtime/_ext/*.pxd) setup.py pyproject.toml
 
-.PHONY: demo build test lint typecheck bench annotate wheel docs clean view
+.PHONY: demo build test lint typecheck bench bench-drift sanitize aarch64 annotate wheel docs clean view
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/activity/demo.py $(if $(KEEP),--keep)
@@ -27,8 +27,25 @@ typecheck: $(VENV)/.dev view
 	MYPYPATH=build/view:examples/activity $(BIN)/mypy examples/activity benchmarks scripts
 
 bench: $(VENV)/.dev
-	$(PIP) install "datasketches>=5.2"
+	$(PIP) install -e ".[test,dev,bench]"
 	$(if $(WRITE),TINYMLOPS_WRITE=1) $(BIN)/pytest benchmarks --benchmark-only --benchmark-disable-gc -q $(ARGS)
+
+# frouros pins numpy < 2.2, which river 0.26 does not work with: it is installed without its pins, in a place of its own.
+bench-drift: build/bench-drift/.ready
+	build/bench-drift/bin/python -m benchmarks.drift_quality $(ARGS)
+
+build/bench-drift/.ready: $(SOURCES)
+	$(PYTHON) -m venv build/bench-drift
+	build/bench-drift/bin/python -m pip --disable-pip-version-check -q install "river==0.26.1" scikit-learn matplotlib \
+	  requests tqdm scipy -e .
+	build/bench-drift/bin/python -m pip --disable-pip-version-check -q install --no-deps "frouros==0.9.0"
+	@touch $@
+
+sanitize:
+	bash scripts/sanitize.sh
+
+aarch64: $(VENV)/.dev
+	bash scripts/aarch64.sh
 
 annotate: $(VENV)/.dev
 	TINYMLOPS_ANNOTATE=1 $(BIN)/python setup.py -q build_ext --force --build-lib build/annotate

@@ -103,7 +103,7 @@ class Row:
     few: int = N  # values that the peer gets, where it is slow
 
     def data(self) -> list[Any]:
-        return (VALUES if self.values is None else self.values).tolist()
+        return list((VALUES if self.values is None else self.values).tolist())
 
 
 def kll() -> Any:

@@ -316,7 +316,7 @@ def _drift_calibrate(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from .calibration import TUNED, Calibration, calibrate, calibrate_set
-    from .drift_report import load_table
+    from .tables import load_table
 
     columns = load_table(Path(arguments.reference))
     if arguments.column:
@@ -373,7 +373,8 @@ def _drift_calibrate(arguments: argparse.Namespace) -> None:
 
 
 def _drift_report(arguments: argparse.Namespace) -> None:
-    from .drift_report import compare, load_table
+    from .drift_report import compare
+    from .tables import load_table
 
     reference, current = load_table(Path(arguments.reference)), load_table(Path(arguments.current))
     with _bar("comparing") as progress:

@@ -32,6 +32,7 @@ from .wire import canonical_json
 
 _log = logging.getLogger("tinylcm")
 CLOSE_TIMEOUT_S: Final = 10.0
+STATES_BYTES_MAX: Final = 256 << 20  # of the monitors of one model
 
 
 class _JournalSink:
@@ -170,10 +171,35 @@ class Device:
                 ring_samples=self.config.ring_samples,
                 clock=self._clock,
             )
+            self._restore_monitors(name, pipeline)
             self._pipelines[name] = pipeline
             self.agent.watch(name, pipeline)
             self._models[name] = Model(pipeline)
         return self._models[name]
+
+    def _monitors_file(self, name: str) -> Path:
+        return self.config.data / "monitors" / f"{name}.state"
+
+    def _restore_monitors(self, name: str, pipeline: Pipeline) -> None:
+        """Let the monitors go on where the last close left them; whatever is wrong with that, they can begin anew."""
+        path = self._monitors_file(name)
+        if not path.is_file():
+            return
+        try:
+            anew = pipeline.restore_monitors(read_bounded(path, STATES_BYTES_MAX))
+        except TinyLCMError as error:
+            _log.warning("the monitors of %s begin anew: %s", name, error)
+            return
+        if anew:
+            _log.info("monitors of %s that begin anew: %s", name, ", ".join(anew))
+
+    def _keep_monitors(self) -> None:
+        for name, pipeline in self._pipelines.items():
+            try:
+                make_folder(self._monitors_file(name).parent)
+                write_atomic(self._monitors_file(name), pipeline.monitors_state())
+            except (OSError, TinyLCMError) as error:
+                _log.warning("the monitors of %s will begin anew: %s", name, error)
 
     def wait_for_model(self, name: str, timeout_s: float) -> Model:
         """Wait until a deployment has brought a model.
@@ -220,6 +246,7 @@ class Device:
             self._thread.join(CLOSE_TIMEOUT_S)
             self._thread = None
         try:
+            self._keep_monitors()
             self.agent.flush_metrics()
         finally:
             self.agent.close()

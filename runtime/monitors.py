@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, runtime_checkable
 
+import msgpack
 import numpy as np
 from numpy.typing import NDArray
 from tinylcm._ext.stats import window_moments
@@ -22,7 +23,7 @@ from tinylcm._ext.vectors import Vector
 from . import drift
 from .calibration import holm
 from .drift import BinnedKS, CategoricalPSI, ChiSquare
-from .errors import ConfigError, ModelError
+from .errors import ConfigError, InputError, ModelError
 from .package import FeatureReference, Manifest, MonitorSpec
 from .types import Alarm, HistogramPair
 
@@ -34,7 +35,6 @@ SIGNALS: Final = (*ROWS, *NUMBERS, "prediction")
 REFERENCE_POINTS: Final = 512  # drawn from a reference histogram for detectors that compare values
 P_REARM: Final = 0.5  # exponent: a monitor of p-values is armed again above sqrt(alpha)
 
-_CLASSES: Final[dict[str, Any]] = {name: getattr(drift, name) for name in drift.__all__ if name != "Detector"}
 _CATEGORICAL: Final = {"PSI": "CategoricalPSI", "CategoricalPSI": "CategoricalPSI", "ChiSquare": "ChiSquare"}
 _WITH_P: Final = ("IncrementalKS", "ChiSquare", "HotellingT2")
 # What a manifest may set of each detector; the reference comes from the manifest's own tables. A `!` must be given:
@@ -67,6 +67,7 @@ PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
         "level", "spread", "shape", "joint", "k", "clip", "window", "shrinkage", "threshold", "policy",
     ),
 }  # fmt: skip
+_CLASSES: Final[dict[str, Any]] = {name: getattr(drift, name) for name in PARAMETERS}
 _TEXT: Final = {"policy", "mode"}
 _WHOLE: Final = {
     "clock", "max_buckets", "min_window_length", "grace_period", "min_instances", "window", "warm_up", "bins",
@@ -233,6 +234,10 @@ class Monitor:
         """The detectors' states, for a restart; empty when they have none."""
         return []
 
+    def restore(self, states: Sequence[bytes]) -> bool:
+        """Go on from states; False, and nothing changed, when they are not of these detectors and parameters."""
+        return False
+
     def _alarm(
         self, inputs: Inputs, detector: Any, signal: str, values_back: int, histogram: HistogramPair | None
     ) -> Alarm:
@@ -257,6 +262,22 @@ def _histogram_of(detector: object) -> HistogramPair | None:
     return histogram if isinstance(histogram, HistogramPair) else None
 
 
+def _restored(detectors: Sequence[Any], states: Sequence[bytes]) -> list[Any] | None:
+    """Detectors that go on from states; None when one is damaged, or was made with other parameters."""
+    if len(detectors) != len(states):
+        return None
+    result = []
+    for detector, state in zip(detectors, states, strict=True):
+        try:
+            # Class, version and parameters: those of the manifest decide, not those of an old state.
+            if msgpack.unpackb(state)[:3] != msgpack.unpackb(detector.to_state())[:3]:
+                return None
+            result.append(type(detector).from_state(state))
+        except (InputError, AttributeError, TypeError, ValueError, msgpack.UnpackException):
+            return None
+    return result
+
+
 class ScalarMonitor(Monitor):
     """A detector of numbers on a signal of one number a window."""
 
@@ -277,6 +298,14 @@ class ScalarMonitor(Monitor):
     def states(self) -> list[bytes]:
         """The detector's state."""
         return [self.detector.to_state()] if hasattr(self.detector, "to_state") else []
+
+    def restore(self, states: Sequence[bytes]) -> bool:
+        """Go on from the detector's state."""
+        restored = _restored([self.detector], states)
+        if restored is not None:
+            (self.detector,) = restored
+            self._update = self.detector.update
+        return restored is not None
 
 
 class ChannelMonitor(Monitor):
@@ -317,7 +346,14 @@ class ChannelMonitor(Monitor):
 
     def states(self) -> list[bytes]:
         """The detectors' states."""
-        return [detector.to_state() for detector in self.detectors]
+        return [detector.to_state() for detector in self.detectors if hasattr(detector, "to_state")]
+
+    def restore(self, states: Sequence[bytes]) -> bool:
+        """Go on from the detectors' states."""
+        restored = _restored(self.detectors, states)
+        if restored is not None:
+            self.detectors = tuple(restored)
+        return restored is not None
 
 
 class RowMonitor(Monitor):
@@ -373,8 +409,17 @@ class RowMonitor(Monitor):
         )
 
     def states(self) -> list[bytes]:
-        """The detector's state."""
-        return [self.detector.to_state()] if hasattr(self.detector, "to_state") else []
+        """The detector's state, and that of the evidence."""
+        parts = [self.detector, self._evidence]
+        return [part.to_state() for part in parts if hasattr(part, "to_state")]
+
+    def restore(self, states: Sequence[bytes]) -> bool:
+        """Go on from the states of the detector and the evidence."""
+        parts = [part for part in (self.detector, self._evidence) if part is not None]
+        restored = _restored(parts, states)
+        if restored is not None:
+            self.detector, self._evidence = (*restored, None)[:2]
+        return restored is not None
 
 
 class PValueMonitor(Monitor):
@@ -408,8 +453,15 @@ class PValueMonitor(Monitor):
         return self.inner.alarm(inputs)
 
     def states(self) -> list[bytes]:
-        """The detector's state."""
-        return self.inner.states()
+        """Whether it is latched, and the detector's states."""
+        return [b"latched" if self._latched else b"armed", *self.inner.states()]
+
+    def restore(self, states: Sequence[bytes]) -> bool:
+        """Go on from these."""
+        if not states or not self.inner.restore(states[1:]):
+            return False
+        self._latched = states[0] == b"latched"
+        return True
 
 
 class MonitorSet:
@@ -428,6 +480,7 @@ class MonitorSet:
         layout = manifest.input.layout(manifest.window.samples)
         channels = 1 if layout is None else layout[1]
         self.monitors = tuple(monitors)
+        self._version = f"{manifest.name} {manifest.version}"
         self._p_monitors = tuple(monitor for monitor in self.monitors if isinstance(monitor, PValueMonitor))
         self._alpha = min((monitor.alpha for monitor in self._p_monitors), default=0.0)
         self._inputs = Inputs(channels, min(manifest.window.hop, manifest.window.samples))
@@ -457,6 +510,41 @@ class MonitorSet:
                 if falls and (alarm := monitor.fall(inputs)) is not None:
                     alarms.append(alarm)
         return tuple(self._state(alarm) for alarm in alarms) if alarms else ()
+
+    def to_state(self) -> bytes:
+        """All monitors' states, for `restore` after a restart."""
+        states = {key: monitor.states() for key, monitor in self._keyed()}
+        packed: bytes = msgpack.packb([1, self._version, self._inputs.index, states])
+        return packed
+
+    def restore(self, state: bytes) -> list[str]:
+        """Go on from a state, bit for bit.
+
+        Returns:
+            Names of the monitors that begin anew because the state does not fit them: their parameters have changed.
+
+        Raises:
+            InputError: the state is damaged; nothing was changed.
+        """
+        try:
+            layout, version, index, states = msgpack.unpackb(state)
+            if layout != 1 or type(index) is not int or not isinstance(states, dict) or index < -1:
+                raise ValueError("unknown layout")
+        except (TypeError, ValueError, msgpack.UnpackException) as error:
+            raise InputError(f"the monitors' state is damaged ({error}); they begin anew") from error
+        if version != self._version:
+            return [monitor.name for monitor in self.monitors]  # another model's scores are another signal
+        self._inputs.index = index
+        return [monitor.name for key, monitor in self._keyed() if not monitor.restore(states.get(key, ()))]
+
+    def _keyed(self) -> list[tuple[str, Monitor]]:
+        """Monitors under their names, numbered where an application has joined several of one name."""
+        seen: dict[str, int] = {}
+        result = []
+        for monitor in self.monitors:
+            seen[monitor.name] = seen.get(monitor.name, 0) + 1
+            result.append((f"{monitor.name}#{seen[monitor.name]}", monitor))
+        return result
 
     def _state(self, alarm: Alarm) -> Alarm:
         """The alarm with what the set as a whole promises."""

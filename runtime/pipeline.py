@@ -297,6 +297,20 @@ class Pipeline:
                     continue
                 yield prediction
 
+    def monitors_state(self) -> bytes:
+        """What the monitors have seen, for `restore_monitors` after a restart."""
+        with self._lock:
+            return self._engine.monitors.to_state()
+
+    def restore_monitors(self, state: bytes) -> list[str]:
+        """Let the monitors go on where they were, bit for bit; the names of those that begin anew.
+
+        Raises:
+            InputError: the state is damaged; nothing was changed.
+        """
+        with self._lock:
+            return self._engine.monitors.restore(state)
+
     def take_summary(self) -> dict[str, Json] | None:
         """The metrics since the last call as a `summary` record's payload; None when nothing happened."""
         with self._lock:

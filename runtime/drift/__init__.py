@@ -23,6 +23,8 @@ from tinylcm._ext.windowed import (
     Wasserstein1,
 )
 
+from .presets import preset
+
 __all__ = [
     "ADWIN",
     "CUSUM",
@@ -48,4 +50,5 @@ __all__ = [
     "Mahalanobis",
     "PageHinkley",
     "Wasserstein1",
+    "preset",
 ]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import make_package, make_signer, write_keys
+from models import linear_model, make_package, make_signer, manifest_of, write_keys
 from tinylcm import ConfigError, Device, DeviceError, ModelError, ServerError, WireError
 from tinylcm.config import DeviceConfig, TrialConfig
 from tinylcm.device import enrol
+from tinylcm.package import MonitorSpec, build_package
 from tinylcm.slots import State
 
 
@@ -100,3 +101,25 @@ def test_enrolment_refuses_what_is_not_safe(config: DeviceConfig) -> None:
     with pytest.raises(ConfigError, match="--insecure"):
         enrol(config, f"tinysphere+http://192.0.2.7:80/join#token=t&root={root}")
     assert not (config.data / "identity.json").exists()
+
+
+def test_monitors_go_on_after_a_restart_and_a_torn_state_is_no_obstacle(
+    config: DeviceConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = replace(
+        manifest_of(), monitors=(MonitorSpec("confidence", "confidence", "Limit", {"threshold": 0.01, "patience": 30}),)
+    )
+    package = config.data / "monitored.tlm"
+    package.write_bytes(build_package(manifest, {"model.onnx": linear_model()}, make_signer()))
+    config = replace(config, packages={"gesture": package})
+
+    def alarms(windows: int) -> int:
+        with Device.open(config, background=False) as device:
+            return sum(len(device.model("gesture").infer([1, 2, 3]).drift) for _ in range(windows))
+
+    assert alarms(20) == 0
+    assert alarms(20) == 1  # the thirtieth window in a row, ten of them after the restart
+    state = config.data / "monitors" / "gesture.state"
+    state.write_bytes(state.read_bytes()[:-5])
+    assert alarms(20) == 0
+    assert "begin anew" in caplog.text

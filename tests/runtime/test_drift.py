@@ -250,7 +250,7 @@ def test_rows_of_another_shape_are_refused(name: str) -> None:
 
 def test_every_detector_is_tested_here() -> None:
     tested = {type(make()).__name__ for make in EVERY.values()}
-    assert tested == set(drift.__all__) - {"Detector"}
+    assert tested == set(drift.__all__) - {"Detector", "preset"}
 
 
 # river's decisions ----------------------------------------------------------------------------------------
@@ -604,7 +604,9 @@ def test_mmd_comes_near_the_kernels() -> None:
 )
 def test_each_member_of_the_feature_set_sees_its_change(change: Callable[..., np.ndarray], members: set[str]) -> None:
     rng = np.random.default_rng(18)
-    detector = FeatureDrift.from_reference(rng.normal(0, 1, (2000, 3)), window=200, level=30, spread=30, joint=30)
+    detector = FeatureDrift.from_reference(
+        rng.normal(0, 1, (2000, 3)), window=200, level=30, spread=30, joint=30, shape=0.25
+    )
     assert detector.update_many(rng.normal(0, 1, (2000, 3))) == []
     for row in change(rng, 1000):
         if detector.update(row):
@@ -747,3 +749,19 @@ def test_slow_drift_is_not_absorbed(make: Callable[[], Any]) -> None:
 def test_parameters_out_of_range_are_refused(make) -> None:
     with pytest.raises(ConfigError):
         make()
+
+
+# presets --------------------------------------------------------------------------------------------------
+
+
+def test_presets_keep_what_they_promise_and_say_what_they_lack() -> None:
+    values = np.random.default_rng(50).normal(0, 1, 600_000)
+    for parameters in (drift.preset("CUSUM", 10_000), drift.preset("CUSUM", 10_000, k=0.25)):
+        alarms = len(CUSUM(0.0, 1.0, **parameters).update_many(values))
+        assert 600_000 / alarms == pytest.approx(10_000, rel=0.35)
+    rarer = [drift.preset("CUSUM", arl0)["threshold"] for arl0 in (10_000, 100_000, 1_000_000)]
+    assert rarer == sorted(rarer)
+    assert drift.preset("ADWIN", 10_000, clock=1)["delta"] > drift.preset("ADWIN", 1_000_000, clock=1)["delta"]
+    for wrong in (("CUSUM", 5), ("CUSUM", 10_000, {"k": 3}), ("DDM", 10_000)):
+        with pytest.raises(ConfigError, match="preset"):
+            drift.preset(wrong[0], wrong[1], **(wrong[2] if len(wrong) > 2 else {}))  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from tinylcm.drift import (
     Mahalanobis,
     PageHinkley,
 )
-from tinylcm.errors import ConfigError, ModelError
+from tinylcm.errors import ConfigError, InputError, ModelError
 from tinylcm.monitors import Monitor, MonitorSet, PValueMonitor, build_monitors, watch
 from tinylcm.package import FeatureReference, InputSpec, Manifest, MonitorSpec, WindowSpec, parse_manifest
 
@@ -339,3 +340,64 @@ def test_a_monitor_of_p_values_alarms_once_with_its_p_value() -> None:
     assert len(alarms) == 2
     assert alarms[0].p_value is not None and alarms[0].p_value < 0.01
     assert alarms[0].histogram is not None
+
+
+# a restart ------------------------------------------------------------------------------------------------
+
+EVERY_KIND = (
+    MonitorSpec("confidence", "confidence", "ADWIN", {"clock": 1}),
+    MonitorSpec("input", "input", "BinnedKS", {"threshold": 0.4, "window": 50}),
+    MonitorSpec("each", "input", "CUSUM", {"threshold": 8}),
+    MonitorSpec("features", "features", "Mahalanobis", {"threshold": 1.2, "window": 10}),
+    MonitorSpec("set", "features", "FeatureDrift", {"level": 5, "window": 30}),
+    MonitorSpec("p", "prediction", "ChiSquare", {"alpha": 0.01, "window": 20}),
+)
+
+
+def windows_of(seed: int, count: int) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "window": rng.normal(0.3 * (index > 60), 1, (10, 2)).astype(np.float32),
+            "label": int(rng.random() < (0.5 if index < 60 else 0.9)),
+            "scores": (float(rng.uniform(0.5, 1)),) * 2,
+        }
+        for index in range(count)
+    ]
+
+
+def test_a_restart_of_all_monitors_changes_nothing_bit_for_bit() -> None:
+    declared = manifest(*EVERY_KIND)
+    windows = windows_of(60, 160)
+    whole = MonitorSet(declared, build_monitors(declared))
+    expected = [run(whole, [window]) for window in windows]
+    assert sum(map(len, expected)) > 3
+    for cut in (0, 1, 70, 110):
+        first = MonitorSet(declared, build_monitors(declared))
+        run(first, windows[:cut])
+        second = MonitorSet(declared, build_monitors(declared))
+        assert second.restore(first.to_state()) == []
+        assert [run(second, [window]) for window in windows[cut:]] == expected[cut:]
+
+
+def test_monitors_whose_parameters_changed_begin_anew_and_others_go_on() -> None:
+    before = manifest(*EVERY_KIND)
+    first = MonitorSet(before, build_monitors(before))
+    run(first, windows_of(61, 30))
+    changed = replace(before, monitors=(*EVERY_KIND[:2], replace(EVERY_KIND[2], params={"threshold": 9})))
+    second = MonitorSet(changed, build_monitors(changed))
+    assert second.restore(first.to_state()) == ["each"]
+    newer = replace(before, version="9.9")
+    assert len(MonitorSet(newer, build_monitors(newer)).restore(first.to_state())) == len(EVERY_KIND)
+    state = bytearray(first.to_state())
+    rng = np.random.default_rng(62)
+    for _ in range(200):
+        torn = bytearray(state)
+        torn[rng.integers(len(torn))] ^= 0xFF
+        third = MonitorSet(before, build_monitors(before))
+        with contextlib.suppress(InputError):
+            third.restore(bytes(torn))
+        run(third, windows_of(63, 3))
+    for wrong in (b"", b"x", state[:50]):
+        with pytest.raises(InputError):
+            second.restore(bytes(wrong))
