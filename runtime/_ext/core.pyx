@@ -29,13 +29,16 @@ cdef class Streaming:
     state_version = 1
 
     cdef list _config(self):
-        raise NotImplementedError
+        """The constructor's arguments."""
+        return []
 
     cdef list _fields(self):
-        raise NotImplementedError
+        """Everything seen."""
+        return []
 
     cdef int _load(self, list fields) except -1:
-        raise NotImplementedError
+        """Take back what `_fields` gave; ValueError when it cannot be."""
+        return 0
 
     def to_state(self):
         """Parameters and everything seen, as bytes for `from_state`."""
@@ -169,6 +172,18 @@ cdef double number(object value) except? -1:
     if isnan(<double>value):
         raise ValueError("a number is NaN")
     return value
+
+
+cdef object finite_array(object owner, object values, str name, int dimensions):
+    """Finite numbers of a constructor's argument as float64, or ConfigError."""
+    kind = type(owner).__name__
+    try:
+        array = np.array(values, dtype=np.float64, order="C")
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{kind}: {name} must be numbers: {error}") from None
+    if array.ndim != dimensions or not array.size or not np.all(np.abs(array) <= 1e140):
+        raise ConfigError(f"{kind}: {name} must be finite numbers in {dimensions} dimension(s)")
+    return array
 
 
 cdef Py_ssize_t ring_place(object place, Py_ssize_t used, Py_ssize_t window) except -1:

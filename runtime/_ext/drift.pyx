@@ -12,7 +12,7 @@ from libc.string cimport memmove
 
 cimport cython
 
-from .core cimport Streaming, allocate, as_bytes, natural, number, restore, ring_place, take_doubles, usable
+from .core cimport Streaming, allocate, as_bytes, natural, number, random64, restore, ring_place, take_doubles, usable
 
 from tinylcm.errors import ConfigError
 
@@ -165,10 +165,11 @@ cdef class Detector(Streaming):
         return self.index - self.ignored
 
     cdef list _own(self):
-        raise NotImplementedError
+        """A detector's own fields."""
+        return []
 
     cdef int _own_load(self, list fields) except -1:
-        raise NotImplementedError
+        return 0
 
     cdef list _fields(self):
         flags = (self.drift_detected | self.warning_detected << 1 | self._armed << 2 | self._over << 3
@@ -1199,16 +1200,6 @@ cdef class FHDDM(Detector):
 # the distribution -----------------------------------------------------------------------------------------
 
 
-cdef inline uint64_t _random(uint64_t* state) noexcept nogil:
-    """SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    cdef uint64_t z
-    state[0] += <uint64_t>0x9E3779B97F4A7C15
-    z = state[0]
-    z = (z ^ (z >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * <uint64_t>0x94D049BB133111EB
-    return z ^ (z >> 31)
-
-
 cdef inline void _sort(double* x, Py_ssize_t n) noexcept nogil:
     """Insertion sort: the samples are a few dozen."""
     cdef Py_ssize_t i, j
@@ -1306,7 +1297,7 @@ cdef class KSWIN(Detector):
             return 0
         self._armed = True
         for i in range(n):  # the beginning of a Fisher-Yates shuffle; multiply-shift has a bias below 2**-40
-            j = i + <Py_ssize_t>(((_random(&self._state) >> 32) * <uint64_t>(older - i)) >> 32)
+            j = i + <Py_ssize_t>(((random64(&self._state) >> 32) * <uint64_t>(older - i)) >> 32)
             held = self._order[j]
             self._order[j] = self._order[i]
             self._order[i] = held

@@ -15,7 +15,8 @@ from libc.string cimport memcpy, memmove, memset
 cimport cython
 
 from .core cimport (
-    Block, Streaming, allocate, as_bytes, natural, number, restore, ring_place, take_doubles, take_row, usable,
+    Block, Streaming, allocate, as_bytes, count_below, natural, number, random64, restore, ring_place, take_doubles,
+    take_row, usable,
 )
 
 import numpy as np
@@ -165,9 +166,6 @@ cdef class Mean(Statistic):
         cdef double unused = 0.0
         self.ignored += other.ignored
         _chan(&self._mean, &unused, &self.count, other._mean, 0.0, other.count)
-
-    cdef list _config(self):
-        return []
 
     cdef list _fields(self):
         return [self.count, self.ignored, self._mean]
@@ -377,9 +375,6 @@ cdef class MinMax(Statistic):
         self.min = fmin(self.min, other.min)
         self.max = fmax(self.max, other.max)
 
-    cdef list _config(self):
-        return []
-
     cdef list _fields(self):
         return [self.count, self.ignored, self.min, self.max]
 
@@ -437,9 +432,6 @@ cdef class Moments(Statistic):
         self.mean = self.m2 = 0.0
         self.min = INFINITY
         self.max = -INFINITY
-
-    cdef list _config(self):
-        return []
 
     cdef list _fields(self):
         return [self.count, self.ignored, self.mean, self.m2, self.min, self.max]
@@ -841,18 +833,11 @@ cdef class Histogram(Statistic):
         free(self._counts)
 
     cdef void _push(self, double x) noexcept nogil:
-        cdef Py_ssize_t low = 0, high = self.bins - 1, middle
         if not usable(x):
             self.ignored += 1
             return
         self.count += 1
-        while low < high:  # the inner edges are 1 to bins - 1
-            middle = (low + high) >> 1
-            if self._edges[middle + 1] < x:
-                low = middle + 1
-            else:
-                high = middle
-        self._counts[low] += 1
+        self._counts[count_below(self._edges + 1, self.bins - 1, x)] += 1  # the inner edges are 1 to bins - 1
 
     def get(self):
         """The count of each bin."""
@@ -1406,17 +1391,6 @@ cdef class RollingQuantile(Statistic):
         free(self._recent)
         free(self._sorted)
 
-    cdef inline Py_ssize_t _rank(self, double x) noexcept nogil:
-        """How many of the sorted values are below x."""
-        cdef Py_ssize_t low = 0, high = self._used, middle
-        while low < high:
-            middle = (low + high) >> 1
-            if self._sorted[middle] < x:
-                low = middle + 1
-            else:
-                high = middle
-        return low
-
     cdef void _push(self, double x) noexcept nogil:
         cdef Py_ssize_t out, place
         if not usable(x):
@@ -1424,15 +1398,16 @@ cdef class RollingQuantile(Statistic):
             return
         self.count += 1
         if self._used == self.window:
-            out = self._rank(self._recent[self._place])
+            out = count_below(self._sorted, self._used, self._recent[self._place])
+            place = count_below(self._sorted, self._used, x)
+            place -= place > out  # the one at `out` is going
             self._used -= 1
-            place = self._rank_without(x, out)
             if place <= out:
                 memmove(self._sorted + place + 1, self._sorted + place, <size_t>(out - place) * sizeof(double))
             else:
                 memmove(self._sorted + out, self._sorted + out + 1, <size_t>(place - out) * sizeof(double))
         else:
-            place = self._rank(x)
+            place = count_below(self._sorted, self._used, x)
             memmove(self._sorted + place + 1, self._sorted + place, <size_t>(self._used - place) * sizeof(double))
         self._sorted[place] = x
         self._used += 1
@@ -1440,14 +1415,6 @@ cdef class RollingQuantile(Statistic):
         self._place += 1
         if self._place == self.window:
             self._place = 0
-
-    cdef inline Py_ssize_t _rank_without(self, double x, Py_ssize_t out) noexcept nogil:
-        """The rank of x among the sorted values without the one at `out`, which is still in the array."""
-        cdef Py_ssize_t place
-        self._used += 1
-        place = self._rank(x)
-        self._used -= 1
-        return place - 1 if place > out else place
 
     def get(self):
         """The quantile of what the window holds; NaN before the first value."""
@@ -1480,16 +1447,6 @@ cdef class RollingQuantile(Statistic):
             self._sorted[i] = self._recent[i]
         if self._used:
             np.asarray(<double[:self._used]>self._sorted).sort()
-
-
-cdef inline uint64_t _splitmix(uint64_t* state) noexcept nogil:
-    """SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
-    cdef uint64_t z
-    state[0] += <uint64_t>0x9E3779B97F4A7C15
-    z = state[0]
-    z = (z ^ (z >> 30)) * <uint64_t>0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * <uint64_t>0x94D049BB133111EB
-    return z ^ (z >> 31)
 
 
 @cython.final
@@ -1527,7 +1484,7 @@ cdef class Reservoir(Statistic):
             self._kept[self.count - 1] = x
             return
         # The remainder's bias is count / 2**64.
-        place = _splitmix(&self._random) % <uint64_t>self.count
+        place = random64(&self._random) % <uint64_t>self.count
         if place < <uint64_t>self.size:
             self._kept[place] = x
 
@@ -1629,7 +1586,7 @@ cdef class CountMin(Streaming):
             return
         state = _hash(item)
         for row in range(self.depth):
-            self._table[row * self.width + <Py_ssize_t>(_splitmix(&state) % <uint64_t>self.width)] += 1
+            self._table[row * self.width + <Py_ssize_t>(random64(&state) % <uint64_t>self.width)] += 1
         self.count += 1
 
     def update_many(self, items):
@@ -1646,7 +1603,7 @@ cdef class CountMin(Streaming):
             raise InputError("a missing category has no count; see `ignored`")
         state = _hash(item)
         for row in range(self.depth):
-            here = self._table[row * self.width + <Py_ssize_t>(_splitmix(&state) % <uint64_t>self.width)]
+            here = self._table[row * self.width + <Py_ssize_t>(random64(&state) % <uint64_t>self.width)]
             if least < 0 or here < least:
                 least = here
         return least

@@ -5,34 +5,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tinylcm.types import HistogramPair
 
-from .core import Streaming
+from .drift import Detector
 
 Policy: TypeAlias = Literal["reset", "latch"]
 MEMBERS: tuple[str, ...]
 
-class Vector(Streaming):
-    index: int
-    ignored: int
-    n_detections: int
-    suspect: int
-    drift_detected: bool
-    warning_detected: bool
+class Vector(Detector):
     d: int
     def update(self, row: ArrayLike, /) -> bool: ...
     def update_many(self, rows: ArrayLike, /) -> list[int]: ...
-    def reset(self) -> None: ...
-    @property
-    def statistic(self) -> float: ...
-    @property
-    def threshold(self) -> float: ...
-    @property
-    def p_value(self) -> float | None: ...
-    @property
-    def phase(self) -> Literal["warm-up", "armed", "warning", "alarm"]: ...
-    @property
-    def policy(self) -> Policy: ...
-    @property
-    def seen(self) -> int: ...
 
 class RollingDistance(Vector):
     window: int

@@ -10,7 +10,9 @@ from libc.string cimport memset
 
 cimport cython
 
-from .core cimport Block, allocate, as_bytes, natural, number, restore, ring_place, take_row, usable
+from .core cimport (
+    Block, allocate, as_bytes, count_below, finite_array, natural, number, restore, ring_place, take_row, usable,
+)
 from .drift cimport POLICY_REBASE, Detector
 
 import numpy as np
@@ -24,17 +26,6 @@ cdef enum:
     SIGNALS_MAX = 4096
     WINDOW_MAX = 1 << 20
     VALUES_MAX = 1 << 27
-
-
-cdef object _matrix(object self, object values, str name, int dimensions):
-    """Finite numbers of an argument, or ConfigError."""
-    try:
-        array = np.array(values, dtype=np.float64, order="C")
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{type(self).__name__}: {name} must be numbers: {error}") from None
-    if array.ndim != dimensions or not array.size or not np.all(np.abs(array) <= 1e140):
-        raise ConfigError(f"{type(self).__name__}: {name} must be finite numbers in {dimensions} dimension(s)")
-    return array
 
 
 cdef double* _copy(object array) except NULL:
@@ -149,14 +140,14 @@ cdef class RollingDistance(Vector):
     cdef int _make(self, object mean, object std, object correlation, double threshold, Py_ssize_t window,
                    double shrinkage, object policy) except -1:
         name = type(self).__name__
-        means, stds = _matrix(self, mean, "mean", 1), _matrix(self, std, "std", 1)
+        means, stds = finite_array(self, mean, "mean", 1), finite_array(self, std, "std", 1)
         d = means.size
         self._open(d, threshold, policy)
         if stds.size != d or not stds.min() > 0:
             raise ConfigError(f"{name}: expected {d} standard deviations above 0")
         if not 1 <= window <= WINDOW_MAX or window * d > VALUES_MAX or not 0 <= shrinkage <= 1:
             raise ConfigError(f"{name}: expected a window of 1 to {WINDOW_MAX} and 0 <= shrinkage <= 1")
-        matrix = np.eye(d) if correlation is None else _matrix(self, correlation, "correlation", 2)
+        matrix = np.eye(d) if correlation is None else finite_array(self, correlation, "correlation", 2)
         if matrix.shape != (d, d) or not np.allclose(matrix, matrix.T):
             raise ConfigError(f"{name}: expected a symmetric {d} x {d} correlation matrix")
         try:
@@ -306,7 +297,7 @@ cdef class HotellingT2(RollingDistance):
 
 
 cdef object _cloud(object self, object reference, Py_ssize_t least):
-    points = _matrix(self, reference, "the reference", 2)
+    points = finite_array(self, reference, "the reference", 2)
     if not least <= points.shape[0] <= 65536 or points.size > VALUES_MAX:
         raise ConfigError(
             f"{type(self).__name__}: the reference has {points.shape[0]} rows, expected {least} to 65536"
@@ -592,8 +583,8 @@ cdef class Histograms(Vector):
         cdef double total
         name = type(self).__name__
         try:
-            lines = [_matrix(self, line, "edges", 1) for line in edges]
-            tallies = [_matrix(self, line, "counts", 1) for line in counts]
+            lines = [finite_array(self, line, "edges", 1) for line in edges]
+            tallies = [finite_array(self, line, "counts", 1) for line in counts]
         except TypeError:
             raise ConfigError(f"{name}: expected edges and counts for each feature") from None
         if len(lines) != self.d or len(tallies) != self.d:
@@ -624,20 +615,11 @@ cdef class Histograms(Vector):
         self._counts_given = tallies
 
     cdef void _push_bins(self, const double* x) noexcept nogil:
-        cdef Py_ssize_t j, low, high, middle, inner = self.bins - 1
+        cdef Py_ssize_t j, low, inner = self.bins - 1
         cdef unsigned char* place = self._recent + self._place * self.d
-        cdef const double* edges
         cdef bint full = self._used == self.window
         for j in range(self.d):
-            low = 0
-            high = inner
-            edges = self._edges + j * inner
-            while low < high:
-                middle = (low + high) >> 1
-                if edges[middle] < x[j]:
-                    low = middle + 1
-                else:
-                    high = middle
+            low = count_below(self._edges + j * inner, inner, x[j])
             if full:
                 self._counts[j * self.bins + place[j]] -= 1
             self._counts[j * self.bins + low] += 1
@@ -859,7 +841,7 @@ cdef class FeatureDrift(Histograms):
     def __cinit__(self, mean, std, edges, counts, correlation=None, moments=None, double level=19.0,
                   double spread=20.0, double shape=0.115, double joint=21.0, double k=0.25, double clip=4.0,
                   Py_ssize_t window=300, double shrinkage=0.05, double threshold=1.0, policy="reset"):
-        means, stds = _matrix(self, mean, "mean", 1), _matrix(self, std, "std", 1)
+        means, stds = finite_array(self, mean, "mean", 1), finite_array(self, std, "std", 1)
         d = means.size
         self._open(d, threshold, policy)
         if stds.size != d or not stds.min() > 0:
@@ -873,10 +855,10 @@ cdef class FeatureDrift(Histograms):
             normal = sqrt(2 / np.pi)
             rest = sqrt(1 - 2 / np.pi)
             moments = [[normal] * d + [d, normal * sqrt(2 * d)], [rest] * d + [sqrt(2 * d), rest * sqrt(2 * d)]]
-        spreads = _matrix(self, moments, "moments", 2)
+        spreads = finite_array(self, moments, "moments", 2)
         if spreads.shape != (2, d + 2) or not spreads[1].min() > 0:
             raise ConfigError(f"FeatureDrift: expected moments of shape [2, {d + 2}] with deviations above 0")
-        matrix = np.eye(d) if correlation is None else _matrix(self, correlation, "correlation", 2)
+        matrix = np.eye(d) if correlation is None else finite_array(self, correlation, "correlation", 2)
         if matrix.shape != (d, d) or not np.allclose(matrix, matrix.T):
             raise ConfigError(f"FeatureDrift: expected a symmetric {d} x {d} correlation matrix")
         try:

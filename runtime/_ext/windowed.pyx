@@ -10,7 +10,7 @@ from libc.string cimport memcpy, memmove, memset
 
 cimport cython
 
-from .core cimport allocate, as_bytes, natural, number, restore, ring_place, usable
+from .core cimport allocate, as_bytes, count_below, finite_array, natural, number, restore, ring_place, usable
 from .drift cimport POLICY_REBASE, Detector
 
 import numpy as np
@@ -40,17 +40,6 @@ cdef int _compare(const void* a, const void* b) noexcept nogil:
 cdef int _check(object self, double threshold, Py_ssize_t window, Py_ssize_t window_max) except -1:
     if not threshold > 0 or not 1 <= window <= window_max:
         raise ConfigError(f"{type(self).__name__}: expected threshold > 0 and a window of 1 to {window_max}")
-
-
-cdef object _array(object self, object values, str name, int dimensions):
-    """Finite numbers of an argument, or ConfigError."""
-    try:
-        array = np.array(values, dtype=np.float64, order="C")
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{type(self).__name__}: {name} must be numbers: {error}") from None
-    if array.ndim != dimensions or not array.size or not np.all(np.abs(array) <= 1e140):
-        raise ConfigError(f"{type(self).__name__}: {name} must be finite numbers in {dimensions} dimension(s)")
-    return array
 
 
 def upper_gamma(double a, double x):
@@ -195,10 +184,11 @@ cdef class Windowed(Detector):
         self._part_load(part)
 
     cdef list _part(self):
-        raise NotImplementedError
+        """A detector's reference, where it was learned, and window."""
+        return []
 
     cdef int _part_load(self, list fields) except -1:
-        raise NotImplementedError
+        return 0
 
 
 cdef class Binned(Windowed):
@@ -245,12 +235,12 @@ cdef class Binned(Windowed):
         self._categories = categories
         self.smoothing = smoothing
         if given:
-            shares = _array(self, counts, "counts", 1)
+            shares = finite_array(self, counts, "counts", 1)
             bins = shares.size
             if shares.min() < 0 or not shares.sum() > 0:
                 raise ConfigError(f"{name}: reference counts must not be negative nor all zero")
             if not categories:
-                lines = _array(self, edges, "edges", 1)
+                lines = finite_array(self, edges, "edges", 1)
                 if lines.size != bins + 1 or not np.all(np.diff(lines) > 0):
                     raise ConfigError(f"{name}: edges must rise and be one more than the counts")
         elif edges is not None:
@@ -326,17 +316,11 @@ cdef class Binned(Windowed):
 
     cdef inline Py_ssize_t _bin(self, double x) noexcept nogil:
         """Index of the bin; -1 when it is none."""
-        cdef Py_ssize_t low = 0, high = self.bins - 1, middle
+        cdef Py_ssize_t bin
         if self._categories:
-            low = <Py_ssize_t>x if 0 <= x < self.bins else -1
-            return low if low == x else -1
-        while low < high:
-            middle = (low + high) >> 1
-            if self._edges[middle + 1] < x:
-                low = middle + 1
-            else:
-                high = middle
-        return low
+            bin = <Py_ssize_t>x if 0 <= x < self.bins else -1
+            return bin if bin == x else -1
+        return count_below(self._edges + 1, self.bins - 1, x)
 
     cdef inline double _term(self, Py_ssize_t bin) noexcept nogil:
         cdef double p, q, m, result = 0.0
@@ -597,7 +581,7 @@ cdef int _points(object self, object reference, double** place, Py_ssize_t* coun
     """Sorted reference values of a detector."""
     cdef Py_ssize_t i
     cdef double[::1] view
-    array = np.sort(_array(self, reference, "the reference", 1))
+    array = np.sort(finite_array(self, reference, "the reference", 1))
     if not 2 <= array.size <= POINTS_MAX:
         raise ConfigError(f"{type(self).__name__}: the reference has {array.size} values, expected 2 to {POINTS_MAX}")
     view = array
@@ -701,16 +685,10 @@ cdef class IncrementalKS(Windowed):
 
     cdef inline Py_ssize_t _leaf(self, double x) noexcept nogil:
         """Where a window's value steps: at the first point equal to it, else before the first that is greater."""
-        cdef Py_ssize_t low = 0, high = self._n, middle
-        while low < high:
-            middle = (low + high) >> 1
-            if self._reference[middle] < x:
-                low = middle + 1
-            else:
-                high = middle
-        if low == self._n:
+        cdef Py_ssize_t place = count_below(self._reference, self._n, x)
+        if place == self._n:
             return -1  # above all of them: no step that matters
-        return 2 * low + (1 if self._reference[low] == x else 0)
+        return 2 * place + (1 if self._reference[place] == x else 0)
 
     cdef inline void _add(self, double x, int32_t step) noexcept nogil:
         cdef Py_ssize_t at = self._leaf(x)

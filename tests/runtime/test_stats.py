@@ -171,6 +171,7 @@ def test_no_bytes_at_all_crash_the_process(name: str, cut: int, flip: int) -> No
     except InputError:
         return
     other.update_many([1.0, -1.0] * 20)
+    assert other.count + other.ignored >= 20
     other.get()
 
 
