@@ -30,7 +30,8 @@ export ASAN_OPTIONS=detect_leaks=0:abort_on_error=0:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 cd "$SOURCES"
 # That the sanitizers are really in: the extension must ask for ASan's symbols.
-nm -D runtime/_ext/stats*.so | grep -q __asan || { echo "the extensions were not built with ASan" >&2; exit 1; }
+# (grep -c reads to the end: -q would end nm by SIGPIPE, and pipefail take that for a failure.)
+nm -D runtime/_ext/stats*.so | grep -c __asan >/dev/null || { echo "the extensions were not built with ASan" >&2; exit 1; }
 LD_PRELOAD="$preload" "../../$ENVIRONMENT/bin/python" -m pytest -q -p no:cacheprovider \
   tests/runtime/test_stats.py tests/runtime/test_drift.py tests/runtime/test_ring.py tests/runtime/test_monitors.py \
   tests/runtime/test_segments.py tests/runtime/test_window.py "$@"

@@ -115,7 +115,7 @@ class FeatureDrift(Histograms):
         clip: float = 4.0,
         window: int = 300,
         shrinkage: float = 0.05,
-        threshold: float = 1.0,
+        threshold: float = 1.5,
         policy: Policy = "reset",
     ) -> None: ...
     @staticmethod

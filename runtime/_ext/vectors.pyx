@@ -786,6 +786,31 @@ cdef class BinnedKS(Histograms):
 
 
 MEMBERS = ("level", "spread", "shape", "joint")
+FOLDS = 10
+
+
+cdef object _held_out_moments(object rows, double shrinkage):
+    """Mean and deviation of |z|, of q and of |q - mean|, on rows that took no part in mean, std and correlation.
+
+    Rows are nearer to statistics that were made of them: with 64 features and 1,000 rows by half a deviation of q.
+    Folds are stretches of time, so that neighbours do not stand on both sides.
+    """
+    d = rows.shape[1]
+    sizes, squares = [], []
+    for held in np.array_split(np.arange(rows.shape[0]), FOLDS):
+        rest = np.delete(rows, held, axis=0)
+        std = rest.std(axis=0, ddof=1)
+        std[std == 0] = np.inf  # it varies in the held-out fold only
+        with np.errstate(divide="ignore", invalid="ignore"):
+            correlation = np.nan_to_num(np.corrcoef(rest.T).reshape(d, d))
+        np.fill_diagonal(correlation, 1.0)
+        z = (rows[held] - rest.mean(axis=0)) / std
+        inverse = np.linalg.pinv((1 - shrinkage) * correlation + shrinkage * np.eye(d))
+        sizes.append(np.abs(z))
+        squares.append(np.einsum("ij,jk,ik->i", z, inverse, z))
+    squared = np.concatenate(squares)
+    size = np.c_[np.concatenate(sizes), squared, np.abs(squared - squared.mean())]
+    return np.vstack([size.mean(axis=0), np.maximum(size.std(axis=0, ddof=1), 1e-9)])
 
 
 @cython.final
@@ -802,7 +827,7 @@ cdef class FeatureDrift(Histograms):
       spread of q.) Absent for a single feature, where it would repeat `spread`.
 
     The statistic is the greatest of the members' values, each divided by its threshold, so that the set alarms above
-    `threshold` = 1. `worst` names the feature and `member` the member.
+    `threshold`. `worst` names the feature and `member` the member.
 
     Args:
         mean, std: the reference's, of d features; std > 0.
@@ -810,13 +835,14 @@ cdef class FeatureDrift(Histograms):
         correlation: the reference's d x d correlation matrix; None for independent features.
         moments: reference mean and deviation `[2, d + 2]` of |z| for each feature, of q and of |q - mean|; None: those
             of independent normal values.
-        level, spread, shape, joint: thresholds of the members. With the defaults each alarms falsely every 100,000
-            independent normal values of a single feature; more features and other data need calibration.
+        level, spread, shape, joint: thresholds of the members, before the scale `threshold`: each alone alarms falsely
+            every 100,000 independent normal values of a single feature.
         k: allowance of the CUSUMs, in deviations.
         clip: largest standardised value that counts in a CUSUM, so that one outlier is no drift.
         window: rows of the histograms.
         shrinkage: weight of the identity in the correlation, 0 to 1.
-        threshold: scale of all four, for calibration.
+        threshold: scale of all four, for calibration. At 1.5 no stream of 2,000 independent normal rows
+            of 12 features had a false alarm, 3 of 20 of 64 features, with references of 1,000. Calibrate other data.
         policy: `reset` or `latch`.
 
     Raises:
@@ -840,7 +866,7 @@ cdef class FeatureDrift(Histograms):
 
     def __cinit__(self, mean, std, edges, counts, correlation=None, moments=None, double level=19.0,
                   double spread=20.0, double shape=0.115, double joint=21.0, double k=0.25, double clip=4.0,
-                  Py_ssize_t window=300, double shrinkage=0.05, double threshold=1.0, policy="reset"):
+                  Py_ssize_t window=300, double shrinkage=0.05, double threshold=1.5, policy="reset"):
         means, stds = finite_array(self, mean, "mean", 1), finite_array(self, std, "std", 1)
         d = means.size
         self._open(d, threshold, policy)
@@ -917,16 +943,7 @@ cdef class FeatureDrift(Histograms):
             counts.append(histogram.get())
         d = array.shape[1]
         correlation = np.corrcoef(array.T).reshape(d, d)
-        shrinkage = parameters.get("shrinkage", 0.05)
-        z = (array - mean) / std
-        try:
-            inverse = np.linalg.inv((1 - shrinkage) * correlation + shrinkage * np.eye(d))
-        except np.linalg.LinAlgError:
-            raise ConfigError("FeatureDrift: the correlation matrix is singular; raise shrinkage") from None
-        squared = np.einsum("ij,jk,ik->i", z, inverse, z)
-        size = np.c_[np.abs(z), squared, np.abs(squared - squared.mean())]
-        spread = np.maximum(size.std(axis=0, ddof=1), 1e-9)
-        moments = np.vstack([size.mean(axis=0), spread])
+        moments = _held_out_moments(array, parameters.get("shrinkage", 0.05))
         return FeatureDrift(mean, std, edges, counts, correlation, moments, **parameters)
 
     cdef void _begin(self) noexcept nogil:

@@ -456,7 +456,8 @@ cdef class PSI(Binned):
         edges: rising bin edges, one more than counts; what lies outside counts in the outermost bins, and a value on
             an edge counts below it. None, with counts: learn `bins` bins of equal frequency from `warm_up` values.
         counts: the reference's count or share in each bin.
-        threshold: value above which it alarms; 0.2 is credit scoring's habit and fits independent samples only.
+        threshold: value above which it alarms. Credit scoring's habitual 0.2 is for larger samples: with 16 bins and a
+            window of 200 chance alone gets there every 15,000 independent values.
         window: newest values that are compared, 1 to 2**24.
         smoothing: pseudo-count, > 0.
         bins, warm_up: of a reference that is learned.
@@ -470,7 +471,7 @@ cdef class PSI(Binned):
     [48]
     """
 
-    def __cinit__(self, edges=None, counts=None, double threshold=0.2, Py_ssize_t window=200, double smoothing=0.5,
+    def __cinit__(self, edges=None, counts=None, double threshold=0.25, Py_ssize_t window=200, double smoothing=0.5,
                   Py_ssize_t bins=16, Py_ssize_t warm_up=1000, policy="latch"):
         self._make(KIND_PSI, edges, counts, threshold, window, smoothing, bins, warm_up, policy, False)
 
@@ -523,7 +524,7 @@ cdef class JensenShannon(Binned):
         smoothing: pseudo-count, 0 or more; it needs none.
     """
 
-    def __cinit__(self, edges=None, counts=None, double threshold=0.2, Py_ssize_t window=200, double smoothing=0.0,
+    def __cinit__(self, edges=None, counts=None, double threshold=0.25, Py_ssize_t window=200, double smoothing=0.0,
                   Py_ssize_t bins=16, Py_ssize_t warm_up=1000, policy="latch"):
         self._make(KIND_JS, edges, counts, threshold, window, smoothing, bins, warm_up, policy, False)
 
@@ -1001,7 +1002,7 @@ cdef class CUSUM(Chart):
     cdef double _up, _down
     cdef long long _up_from, _down_from
 
-    def __cinit__(self, mean=None, std=None, double k=0.5, double threshold=10.0, double clip=5.0,
+    def __cinit__(self, mean=None, std=None, double k=0.5, double threshold=12.0, double clip=5.0,
                   long long warm_up=1000, policy="reset"):
         self._prepare(mean, std, threshold, warm_up, policy)
         if not 0 <= k <= 100 or not clip >= k + 1:
@@ -1066,7 +1067,7 @@ cdef class EWMAChart(Chart):
     cdef double _average, _rest, _inverse
     cdef long long _near
 
-    def __cinit__(self, mean=None, std=None, double lambda_val=0.1, double threshold=4.0, double clip=5.0,
+    def __cinit__(self, mean=None, std=None, double lambda_val=0.1, double threshold=4.75, double clip=5.0,
                   long long warm_up=1000, policy="reset"):
         self._prepare(mean, std, threshold, warm_up, policy)
         if not 0 < lambda_val <= 1 or not clip > 0:

@@ -198,7 +198,7 @@ def test_rows_take_a_detector_of_rows_or_one_a_channel() -> None:
     rows = RNG.normal(0, 1, (500, 2))
     changed = RNG.normal(0, 1, (200, 2)) + np.array([0, 3])
     sets = [
-        joined(watch("input", FeatureDrift.from_reference(rows, window=50, level=40, spread=40, joint=40, shape=0.5))),
+        joined(watch("input", FeatureDrift.from_reference(rows, window=50, level=25, spread=99, joint=99, shape=0.9))),
         joined(watch("input", [CUSUM(0.0, 1.0, threshold=15), CUSUM(0.0, 1.0, threshold=15)])),
         joined(watch("embedding", KNNDistance(rows))),
         joined(watch("embedding", Mahalanobis([0, 0], [1, 1], None, 2.0, window=10))),
