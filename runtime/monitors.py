@@ -22,7 +22,7 @@ from tinylcm._ext.vectors import Vector
 
 from . import drift
 from .calibration import holm
-from .drift import BinnedKS, CategoricalPSI, ChiSquare
+from .drift import PSI, BinnedKS, CategoricalPSI, ChiSquare
 from .errors import ConfigError, InputError, ModelError
 from .package import FeatureReference, Manifest, MonitorSpec
 from .types import Alarm, HistogramPair
@@ -33,6 +33,7 @@ NUMBERS: Final = (
 ROWS: Final = ("input", "features", "embedding")
 SIGNALS: Final = (*ROWS, *NUMBERS, "prediction")
 REFERENCE_POINTS: Final = 512  # drawn from a reference histogram for detectors that compare values
+EVIDENCE_VALUES: Final = 200  # of a learned reference, and in the histogram beside it
 P_REARM: Final = 0.5  # exponent: a monitor of p-values is armed again above sqrt(alpha)
 
 _CATEGORICAL: Final = {"PSI": "CategoricalPSI", "CategoricalPSI": "CategoricalPSI", "ChiSquare": "ChiSquare"}
@@ -278,33 +279,52 @@ def _restored(detectors: Sequence[Any], states: Sequence[bytes]) -> list[Any] | 
     return result
 
 
+def _evidence_for(detector: object, reference: FeatureReference | None) -> PSI | None:
+    """What shows the distribution for a detector that keeps none: histograms alone, whose index decides nothing."""
+    if hasattr(detector, "histogram"):
+        return None
+    if reference is None:
+        return PSI(threshold=1e300, window=EVIDENCE_VALUES, warm_up=EVIDENCE_VALUES)
+    return PSI(reference.edges, reference.counts, threshold=1e300, window=EVIDENCE_VALUES)
+
+
 class ScalarMonitor(Monitor):
     """A detector of numbers on a signal of one number a window."""
 
-    def __init__(self, name: str, signal: str, detector: Any, value: Callable[[Inputs], float] | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        signal: str,
+        detector: Any,
+        value: Callable[[Inputs], float] | None = None,
+        reference: FeatureReference | None = None,
+    ) -> None:
         super().__init__(name, signal)
         self.detector = detector
+        self._evidence = _evidence_for(detector, reference)
         self._value = value or _NUMBER[signal]
-        self._update = detector.update
 
     def update(self, inputs: Inputs) -> Alarm | None:
         """Take the window's value."""
-        return self.alarm(inputs) if self._update(self._value(inputs)) else None
+        value = self._value(inputs)
+        if self._evidence is not None:
+            self._evidence.update(value)
+        return self.alarm(inputs) if self.detector.update(value) else None
 
     def alarm(self, inputs: Inputs) -> Alarm:
         """The detector's state as an alarm."""
-        return self._alarm(inputs, self.detector, self.signal, 1, _histogram_of(self.detector))
+        return self._alarm(inputs, self.detector, self.signal, 1, _histogram_of(self._evidence or self.detector))
 
     def states(self) -> list[bytes]:
-        """The detector's state."""
-        return [self.detector.to_state()] if hasattr(self.detector, "to_state") else []
+        """The states of the detector and the evidence."""
+        parts = [self.detector, self._evidence]
+        return [part.to_state() for part in parts if hasattr(part, "to_state")]
 
     def restore(self, states: Sequence[bytes]) -> bool:
-        """Go on from the detector's state."""
-        restored = _restored([self.detector], states)
+        """Go on from the states of the detector and the evidence."""
+        restored = _restored([part for part in (self.detector, self._evidence) if part is not None], states)
         if restored is not None:
-            (self.detector,) = restored
-            self._update = self.detector.update
+            self.detector, self._evidence = (*restored, None)[:2]
         return restored is not None
 
 
@@ -314,9 +334,18 @@ class ChannelMonitor(Monitor):
     Its alarm is that of the channel whose statistic is farthest above its threshold.
     """
 
-    def __init__(self, name: str, signal: str, detectors: Sequence[Any], channels: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        signal: str,
+        detectors: Sequence[Any],
+        channels: Sequence[str],
+        references: Sequence[FeatureReference] = (),
+    ) -> None:
         super().__init__(name, signal)
         self.detectors = tuple(detectors)
+        known: Sequence[FeatureReference | None] = references or [None] * len(self.detectors)
+        self._evidence = [_evidence_for(one, reference) for one, reference in zip(self.detectors, known, strict=True)]
         self._channels = tuple(channels)
         self._worst = 0
         self._per_window = 1
@@ -332,6 +361,8 @@ class ChannelMonitor(Monitor):
         self._per_window = inputs.hop if self.signal == "input" else 1
         greatest, found = 0.0, None
         for index, (detector, column) in enumerate(zip(self.detectors, columns, strict=True)):
+            if (evidence := self._evidence[index]) is not None:
+                evidence.update_many(column)
             for value in column.tolist():
                 # The evidence is taken at once: the next value may begin a new test.
                 if detector.update(value) and (ratio := detector.statistic / detector.threshold) >= greatest:
@@ -341,19 +372,26 @@ class ChannelMonitor(Monitor):
 
     def alarm(self, inputs: Inputs) -> Alarm:
         """The worst channel's state as an alarm."""
-        detector = self.detectors[self._worst]
-        return self._alarm(inputs, detector, self._channels[self._worst], self._per_window, _histogram_of(detector))
+        detector, evidence = self.detectors[self._worst], self._evidence[self._worst]
+        shown = _histogram_of(evidence or detector)
+        return self._alarm(inputs, detector, self._channels[self._worst], self._per_window, shown)
+
+    def _parts(self) -> list[Any]:
+        return [*self.detectors, *(evidence for evidence in self._evidence if evidence is not None)]
 
     def states(self) -> list[bytes]:
-        """The detectors' states."""
-        return [detector.to_state() for detector in self.detectors if hasattr(detector, "to_state")]
+        """The states of the detectors and the evidence."""
+        return [part.to_state() for part in self._parts() if hasattr(part, "to_state")]
 
     def restore(self, states: Sequence[bytes]) -> bool:
-        """Go on from the detectors' states."""
-        restored = _restored(self.detectors, states)
-        if restored is not None:
-            self.detectors = tuple(restored)
-        return restored is not None
+        """Go on from these."""
+        restored = _restored(self._parts(), states)
+        if restored is None:
+            return False
+        count = len(self.detectors)
+        self.detectors, evidence = tuple(restored[:count]), iter(restored[count:])
+        self._evidence = [None if one is None else next(evidence) for one in self._evidence]
+        return True
 
 
 class RowMonitor(Monitor):
@@ -765,11 +803,12 @@ def _build(spec: MonitorSpec, manifest: Manifest) -> Monitor:
         own = _checked(spec, kind)
         detectors = [_CLASSES[kind](**one, **own) for one in given]
         names = [r.name for r in references] or _names_of(signal, manifest, count)
-        return ChannelMonitor(spec.name, signal, detectors, names)
+        return ChannelMonitor(spec.name, signal, detectors, names, references)
     one = _given(kind, references[:1])[0] if references else {}
     value = _saturation(spec, manifest, channels) if signal == "saturated" else None
     detector = _CLASSES[kind](**one, **_checked(spec, kind, extra))
-    return _with_alpha(spec, ScalarMonitor(spec.name, signal, detector, value))
+    reference = references[0] if references else None
+    return _with_alpha(spec, ScalarMonitor(spec.name, signal, detector, value, reference))
 
 
 def build_monitors(manifest: Manifest) -> list[Monitor]:

@@ -401,3 +401,23 @@ def test_monitors_whose_parameters_changed_begin_anew_and_others_go_on() -> None
     for wrong in (b"", b"x", state[:50]):
         with pytest.raises(InputError):
             second.restore(bytes(wrong))
+
+
+def test_an_alarm_of_a_detector_without_histograms_has_them_too() -> None:
+    rng = np.random.default_rng(64)
+    monitors = joined(
+        watch("confidence", CUSUM(warm_up=300)), watch("embedding", [CUSUM(warm_up=300), CUSUM(warm_up=300)])
+    )
+
+    def windows(mean: float, count: int) -> list[dict[str, Any]]:
+        return [
+            {"scores": (mean + 0.02 * rng.normal(), 0.1), "embedding": rng.normal(10 * mean, 1, 2).astype(np.float32)}
+            for _ in range(count)
+        ]
+
+    assert run(monitors, windows(0.9, 600)) == []
+    alarms = run(monitors, windows(0.6, 100))
+    assert {alarm.signal for alarm in alarms} >= {"confidence"} and len({alarm.monitor for alarm in alarms}) == 2
+    for alarm in alarms:
+        assert alarm.histogram is not None
+        assert sum(alarm.histogram.reference) == 200 and sum(alarm.histogram.current) == 200
