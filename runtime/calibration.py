@@ -27,8 +27,8 @@ REPLICATES: Final = 40
 ALARMS: Final = 100  # expected while searching; their relative error is 1 / sqrt(100) = 10 %
 BLOCK_TIMES: Final = 10  # block length in autocorrelation times
 EFFECTIVE_MIN: Final = 50
-# A reference of n independent values supports an ARL0 of 30 n. At 100 n one reference in ten gives a tenth of what was
-# wanted or less, at 1,000 n four in ten (benchmarks/drift_calibration.py measures it).
+# A reference of n independent values supports an ARL0 of 30 n. At 100 n up to one reference in twelve gives a tenth of
+# what was wanted or less, at 1,000 n up to one in four (benchmarks/drift_calibration.py measures it).
 SUPPORT: Final = 30
 RIVER: Final = ("ADWIN", "PageHinkley", "KSWIN", "DDM", "EDDM", "HDDMA", "HDDMW", "FHDDM")
 
