@@ -622,6 +622,7 @@ cdef class IncrementalKS(Windowed):
 
     cdef double* _reference
     cdef double* _recent
+    cdef int32_t* _leaf_of
     cdef Node* _tree
     cdef Py_ssize_t _n, _leaves, _used, _place
     cdef object _origin
@@ -645,6 +646,7 @@ cdef class IncrementalKS(Windowed):
             self._leaves *= 2
         self._tree = <Node*>allocate(2 * self._leaves, sizeof(Node))
         self._recent = <double*>allocate(window, sizeof(double))
+        self._leaf_of = <int32_t*>allocate(window, sizeof(int32_t))
         self._forget()
         if reference is not None:
             self._origin = [self._reference[i] for i in range(self._n)]
@@ -652,6 +654,7 @@ cdef class IncrementalKS(Windowed):
     def __dealloc__(self):
         free(self._reference)
         free(self._recent)
+        free(self._leaf_of)
         free(self._tree)
 
     cdef bint _fit(self, double* values, Py_ssize_t n) noexcept nogil:
@@ -691,26 +694,51 @@ cdef class IncrementalKS(Windowed):
             return -1  # above all of them: no step that matters
         return 2 * place + (1 if self._reference[place] == x else 0)
 
-    cdef inline void _add(self, double x, int32_t step) noexcept nogil:
-        cdef Py_ssize_t at = self._leaf(x)
-        if at < 0:
-            return
-        at += self._leaves
+    cdef inline void _set(self, Py_ssize_t at, int32_t step) noexcept nogil:
         self._tree[at].total += step
         self._tree[at].high = self._tree[at].low = self._tree[at].total
+
+    cdef inline void _climb(self, Py_ssize_t at) noexcept nogil:
         at >>= 1
         while at:
             self._join(at)
             at >>= 1
 
+    cdef inline void _move(self, Py_ssize_t out, Py_ssize_t place) noexcept nogil:
+        """One value leaves at a leaf and one comes at another; -1 where it steps nowhere."""
+        if out == place:
+            return
+        if out >= 0:
+            out += self._leaves
+            self._set(out, <int32_t>self._n)
+        if place >= 0:
+            place += self._leaves
+            self._set(place, -<int32_t>self._n)
+        if out < 0 or place < 0:
+            self._climb(out if place < 0 else place)
+            return
+        # Both climb side by side, which a processor does at once, and together from where they meet.
+        out >>= 1
+        place >>= 1
+        while out != place:
+            self._join(out)
+            self._join(place)
+            out >>= 1
+            place >>= 1
+        while out:
+            self._join(out)
+            out >>= 1
+
     cdef int _slide(self, double x) noexcept nogil:
         cdef int32_t most
+        cdef Py_ssize_t leaf = self._leaf(x)
         if self._used == self.window:
-            self._add(self._recent[self._place], <int32_t>self._n)
+            self._move(self._leaf_of[self._place], leaf)
         else:
             self._used += 1
-        self._add(x, -<int32_t>self._n)
+            self._move(-1, leaf)
         self._recent[self._place] = x
+        self._leaf_of[self._place] = <int32_t>leaf
         self._place += 1
         if self._place == self.window:
             self._place = 0
@@ -747,7 +775,8 @@ cdef class IncrementalKS(Windowed):
         self._forget()
         for i in range(held):
             number(self._recent[i])
-            self._add(self._recent[i], -<int32_t>self._n)
+            self._leaf_of[i] = <int32_t>self._leaf(self._recent[i])
+            self._move(-1, self._leaf_of[i])
         self._used = held
         self._place = ring_place(place, self._used, self.window)
 
