@@ -14,12 +14,23 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import drift, monitors, stats
+    from .capture import CapturePolicy, Capturer
     from .device import Device
-    from .pipeline import Pipeline
+    from .loading import Options
+    from .pipeline import Pipeline, stream
+    from .window import Block, Sample
+    from .worker import Worker
 
 _LAZY = {
+    "Block": ("window", "Block"),
+    "CapturePolicy": ("capture", "CapturePolicy"),
+    "Capturer": ("capture", "Capturer"),
     "Device": ("device", "Device"),
+    "Options": ("loading", "Options"),
     "Pipeline": ("pipeline", "Pipeline"),
+    "Sample": ("window", "Sample"),
+    "Worker": ("worker", "Worker"),
+    "stream": ("pipeline", "stream"),
     "drift": ("drift", None),
     "monitors": ("monitors", None),
     "stats": ("stats", None),
@@ -27,21 +38,28 @@ _LAZY = {
 
 __all__ = [
     "Alarm",
+    "Block",
+    "CapturePolicy",
+    "Capturer",
     "ConfigError",
     "Device",
     "DeviceError",
     "InputError",
     "ModelError",
+    "Options",
     "Pipeline",
     "Prediction",
     "Record",
+    "Sample",
     "ServerError",
     "TinyLCMError",
     "WireError",
+    "Worker",
     "__version__",
     "drift",
     "monitors",
     "stats",
+    "stream",
 ]
 
 

@@ -16,6 +16,7 @@ from typing import Final
 
 import psutil
 
+from .backends import formats
 from .checks import Fields
 from .clock import Clock
 from .config import DeviceConfig
@@ -24,7 +25,8 @@ from .files import device_error, read_bounded, write_atomic
 from .http import HttpClient
 from .identity import Identity
 from .journal import Journal
-from .package import PACKAGE_BYTES_MAX, Package
+from .manifest import PACKAGE_BYTES_MAX
+from .package import Package
 from .pipeline import Pipeline
 from .probe import probe
 from .slots import Event, Held, Slot, State, boot, mark_failed, step, unstage
@@ -54,7 +56,8 @@ _KNOWN_BYTES_MAX: Final = 1 << 20
 
 def capabilities() -> dict[str, Json]:
     """What this machine is, as it is told to the server."""
-    found = {"onnx": "onnxruntime"}
+    found = {"onnx": ("onnxruntime",), "tflite": ("ai_edge_litert", "tflite_runtime")}
+    there = [name for name, modules in found.items() if any(map(importlib.util.find_spec, modules))]
     return {
         "machine": platform.machine(),
         "system": platform.system().lower(),
@@ -62,7 +65,7 @@ def capabilities() -> dict[str, Json]:
         "ram_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
         "tinylcm": __version__,
-        "backends": [name for name, module in found.items() if importlib.util.find_spec(module)],
+        "backends": [*there, *(name for name in formats() if name not in found)],
     }
 
 
@@ -109,6 +112,8 @@ class Agent:
         self._trials: dict[str, _Trial] = {}
         self._next_metrics_s = clock.monotonic_s() + config.metrics_interval_s
         self._http: HttpClient | None = None
+        self.also: Callable[[], object] | None = None  # what a device does with every tick
+        self.clock_offset_s: float | None = None
         self.last_error = ""
         self.last_sync_s: float | None = None
         self.sync = Sync(
@@ -331,6 +336,7 @@ class Agent:
                 "the server refused %s record %s-%d: %s", refused.stream, refused.epoch, refused.seq, refused.reason
             )
         self.last_error, self.last_sync_s = "", now_s
+        self.clock_offset_s = outcome.server_time - self._clock.wall_s()
         if outcome.desired is not None:
             try:
                 self._apply(outcome.desired)
@@ -457,6 +463,8 @@ class Agent:
             if now_s >= self._next_metrics_s:
                 self._next_metrics_s = now_s + self._config.metrics_interval_s
                 self._attempt(self.flush_metrics)
+            if self.also is not None:
+                self._attempt(self.also)
         if self._identity is not None and self._identity.device_id and now_s >= self.sync.next_s:
             self._attempt(self.sync_now)
 

@@ -9,7 +9,7 @@ from typing import Final, TypeVar
 from .errors import TinyLCMError
 
 INTEGER_MAX: Final = (1 << 63) - 1
-_MISSING: Final = object()
+MISSING: Final = object()
 _T = TypeVar("_T")
 
 
@@ -47,16 +47,16 @@ class Fields:
     def __contains__(self, key: str) -> bool:
         return key in self.value
 
-    def typed(self, key: str, kind: type[_T], default: object = _MISSING) -> _T:
+    def typed(self, key: str, kind: type[_T], default: object = MISSING) -> _T:
         """A field of exactly this type (a bool is no int)."""
         value = self.value.get(key, default)
-        if value is _MISSING:
+        if value is MISSING:
             raise self.fail(key, f"is missing; expected {kind.__name__}")
         if type(value) is not kind:
             raise self.fail(key, f"expected {kind.__name__}, got {type(value).__name__}")
         return value
 
-    def text(self, key: str, default: object = _MISSING, *, length_max: int = 200, length_min: int = 0) -> str:
+    def text(self, key: str, default: object = MISSING, *, length_max: int = 200, length_min: int = 0) -> str:
         """A string of bounded length."""
         value = self.typed(key, str, default)
         if not length_min <= len(value) <= length_max:
@@ -65,17 +65,17 @@ class Fields:
             raise self.fail(key, "holds half a surrogate pair, which no UTF-8 text can")
         return value
 
-    def natural(self, key: str, default: object = _MISSING, *, low: int = 0, high: int = INTEGER_MAX) -> int:
+    def natural(self, key: str, default: object = MISSING, *, low: int = 0, high: int = INTEGER_MAX) -> int:
         """An integer within bounds, 0 to 2**63 - 1 unless told."""
         value = self.typed(key, int, default)
         if not low <= value <= high:
             raise self.fail(key, f"is {value}, expected {low} to {high}")
         return value
 
-    def number(self, key: str, default: object = _MISSING, *, low: float = -math.inf, high: float = math.inf) -> float:
+    def number(self, key: str, default: object = MISSING, *, low: float = -math.inf, high: float = math.inf) -> float:
         """A finite number within bounds; an integer counts."""
         value = self.value.get(key, default)
-        if value is _MISSING:
+        if value is MISSING:
             raise self.fail(key, "is missing; expected a number")
         if type(value) is int:
             try:
@@ -94,7 +94,7 @@ class Fields:
         fields = Fields({str(i): item for i, item in enumerate(items)}, f"{self.where}.{key}", self._error)
         return tuple(fields.number(str(i)) for i in range(len(items)))
 
-    def texts(self, key: str, default: object = _MISSING, *, length_max: int = 10_000) -> tuple[str, ...]:
+    def texts(self, key: str, default: object = MISSING, *, length_max: int = 10_000) -> tuple[str, ...]:
         """A list of strings."""
         items = self.items(key, default, length_max=length_max)
         for index, item in enumerate(items):
@@ -102,10 +102,10 @@ class Fields:
                 raise self.fail(f"{key}[{index}]", "expected a string of at most 200 characters")
         return tuple(str(item) for item in items)
 
-    def items(self, key: str, default: object = _MISSING, *, length_max: int = 10_000) -> list[object]:
+    def items(self, key: str, default: object = MISSING, *, length_max: int = 10_000) -> list[object]:
         """A list of bounded length, its items unchecked."""
         value = self.value.get(key, default)
-        if value is _MISSING:
+        if value is MISSING:
             raise self.fail(key, "is missing; expected a list")
         if not isinstance(value, list):
             raise self.fail(key, f"expected a list, got {type(value).__name__}")
@@ -113,15 +113,15 @@ class Fields:
             raise self.fail(key, f"has {len(value)} items, at most {length_max} are taken")
         return value
 
-    def tables(self, key: str, default: object = _MISSING, *, length_max: int = 1000) -> Iterator[Fields]:
+    def tables(self, key: str, default: object = MISSING, *, length_max: int = 1000) -> Iterator[Fields]:
         """A list of mappings."""
         for index, item in enumerate(self.items(key, default, length_max=length_max)):
             yield Fields(item, f"{self.where}.{key}[{index}]", self._error)
 
-    def table(self, key: str, default: object = _MISSING) -> Fields:
+    def table(self, key: str, default: object = MISSING) -> Fields:
         """A mapping inside this one."""
         value = self.value.get(key, default)
-        if value is _MISSING:
+        if value is MISSING:
             raise self.fail(key, "is missing; expected a table of fields")
         return Fields(value, f"{self.where}.{key}", self._error)
 

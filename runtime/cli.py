@@ -135,7 +135,7 @@ def _package_show(arguments: argparse.Namespace) -> None:
 def _package_install(arguments: argparse.Namespace) -> None:
     from .device import Device
     from .files import read_bounded
-    from .package import PACKAGE_BYTES_MAX
+    from .manifest import PACKAGE_BYTES_MAX
 
     with Device.open(_config(arguments), background=False) as device:
         package = load_package(arguments.package, None)
@@ -181,10 +181,16 @@ def _sync(arguments: argparse.Namespace) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    from .device import journal_bytes
     from .identity import load_identity
+    from .status import ask_status
     from .store import SlotStore
 
     config = _config(arguments)
+    running = ask_status(config.data)
+    if arguments.prometheus:
+        print(_prometheus(config, running), end="")
+        return
     identity = load_identity(config.data / "identity.json")
     store = SlotStore(config.data, config.data / "trust") if config.data.is_dir() else None
     models: dict[str, Json] = {}
@@ -197,23 +203,56 @@ def _status(arguments: argparse.Namespace) -> None:
                 "sha256": slot.active.sha256 if slot.active else None,
                 "previous": slot.previous.version if slot.previous else None,
             }
-    journal = {
-        stream: sum(path.stat().st_size for path in (config.data / "journal" / stream).glob("*.seg"))
-        for stream in ("events", "details")
-    }
+    journal = journal_bytes(config.data)
     document = {
         "device_id": identity.device_id if identity else None,
         "url": identity.url if identity else None,
         "data": str(config.data),
         "models": models,
         "journal_bytes": journal,
+        "running": running,
     }
     lines = [f"device   {document['device_id'] or 'not enrolled: run `tinylcm enrol JOIN_STRING`'}"]
     if identity:
         lines.append(f"server   {identity.url}")
     lines += [f"model    {name} {m['version']} ({m['state']})" for name, m in models.items() if isinstance(m, dict)]
     lines.append(f"journal  {journal['events']} bytes of events, {journal['details']} bytes of details")
+    lines += _running_lines(running)
     _print(arguments, document, "\n".join(lines))
+
+
+def _running_lines(running: dict[str, Any] | None) -> list[str]:
+    """What the process that runs on the data folder says, for people."""
+    if running is None:
+        return ["process  none runs here now"]
+    system = running["system"]
+    lines = [
+        f"process  {system['rss_bytes'] / 2**20:.0f} MiB, {system['cpu_percent']:.0f} % of a core, "
+        f"{system['threads']} threads"
+    ]
+    temperature, throttled = system["cpu_temperature_c"], system["throttled"]
+    if temperature is not None or throttled:
+        shown = "" if temperature is None else f"{temperature:.0f} C"
+        lines.append(f"machine  {shown}{', held back by heat or voltage' if throttled else ''}")
+    for name, model in running["models"].items():
+        total, samples = model["latency"]["total"], model["samples"]
+        lines.append(
+            f"running  {name} {model['version']}: {model['windows']} windows, {model['windows_per_s']:.1f}/s, "
+            f"p50 {total['p50_us']:.0f} us, p99 {total['p99_us']:.0f} us, {model['errors']} errors, "
+            f"{samples['dropped']} samples dropped, {samples['gaps']} gaps"
+        )
+    return lines
+
+
+def _prometheus(config: DeviceConfig, running: dict[str, Any] | None) -> str:
+    from .clock import SystemClock
+    from .device import journal_bytes
+    from .prometheus import render
+    from .system import SystemProbe, SystemReading
+
+    if running is None:
+        return render({}, SystemProbe(config.data, SystemClock()).read(), journal_bytes(config.data))
+    return render(running["models"], SystemReading(**running["system"]), running["journal_bytes"])
 
 
 def _rollback(arguments: argparse.Namespace) -> None:
@@ -228,7 +267,7 @@ def _rollback(arguments: argparse.Namespace) -> None:
 
 
 def _prediction_json(prediction: Prediction) -> dict[str, Json]:
-    document = finite(asdict(prediction))
+    document = finite({**prediction.to_dict(), "drift": [asdict(alarm) for alarm in prediction.drift]})
     assert isinstance(document, dict)
     return document
 
@@ -259,11 +298,15 @@ def _infer(arguments: argparse.Namespace) -> None:
         pipeline = Pipeline(load_package(path, trust))
     else:
         pipeline = Pipeline(path, labels=arguments.labels.split(",") if arguments.labels else None)
+    axes = len(pipeline.manifest.window_shape)
+    windows: list[object]
     if arguments.input != "-" and Path(arguments.input).suffix in (".npy", ".npz"):
         array = load_array(Path(arguments.input), arguments.array)
-        windows = [array] if array.ndim == len(pipeline.manifest.input.shape) - 1 else list(array)
+        windows = [array] if array.ndim == axes else list(array)
+    elif pipeline.manifest.image is not None and arguments.input != "-":
+        windows = [Path(arguments.input)]
     else:
-        windows = _windows_of(list(open_source(arguments.input)), len(pipeline.manifest.input.shape) - 1)
+        windows = _windows_of(list(open_source(arguments.input)), axes)
     for window in windows:
         _show(arguments, pipeline.infer(window))
 
@@ -279,7 +322,13 @@ def _run(arguments: argparse.Namespace) -> None:
     with Device.open(_config(arguments)) as device:
         try:
             model = device.wait_for_model(arguments.model, arguments.wait_s)
-            samples = open_source(arguments.input, array=arguments.array)
+            samples = open_source(
+                arguments.input,
+                array=arguments.array,
+                kind=arguments.kind,
+                channels=model.manifest.layout[1],
+                rate_hz=model.manifest.window.rate_hz,
+            )
             if arguments.rate_hz:
                 samples = paced(samples, arguments.rate_hz)
             errors = 0
@@ -307,6 +356,25 @@ def _doctor(arguments: argparse.Namespace) -> int:
     )
     _print(arguments, [asdict(check) for check in checks], text)
     return int(any(check.state == "fail" for check in checks))
+
+
+def _bench(arguments: argparse.Namespace) -> None:
+    from .bench import bench, draw, summarise
+    from .keys import Trust
+
+    path = Path(arguments.model)
+    package: Package | Path = path
+    if path.suffix == ".tlm":
+        package = load_package(path, None if arguments.any_root else Trust.load(_config(arguments).data / "trust"))
+    with _bar("measuring") as progress:
+        report = bench(
+            package, seconds=arguments.seconds, rate_hz=arguments.rate_hz, threads=arguments.threads, progress=progress
+        )
+    if arguments.output:
+        write_atomic(Path(arguments.output), (json.dumps(finite(report.to_json()), indent=2) + "\n").encode())
+    if arguments.picture:
+        write_atomic(Path(arguments.picture), draw(report).encode())
+    _print(arguments, report.to_json(), summarise(report))
 
 
 # drift ----------------------------------------------------------------------------------------------------
@@ -482,19 +550,38 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--insecure", action="store_true", help="allow plain http to another machine")
     command = _command(commands, "run", _run, "stream samples through a model; metrics and alarms go to the server")
     command.add_argument("--model", required=True, help="the model's name")
-    command.add_argument("--input", default="-", help=".npy, .npz, .csv, or - for JSON lines on stdin (default)")
+    command.add_argument("--input", default="-", help=".npy, .npz, .csv, .wav, or - for stdin (default)")
     command.add_argument("--array", default="", help="array's name in a .npz")
+    command.add_argument(
+        "--kind",
+        default="",
+        choices=("json", "int16", "float32"),
+        help="what stdin gives (default json: lists)",
+    )
     command.add_argument("--rate-hz", type=float, default=0.0, help="pace the samples (default: as fast as they come)")
     command.add_argument("--wait-s", type=float, default=0.0, help="wait this long for a deployment to bring the model")
     command.add_argument("--quiet", action="store_true", help="print only windows with drift alarms")
     command = _command(commands, "infer", _infer, "predict windows with a model file or a package")
-    command.add_argument("model", help="model.onnx or package.tlm")
-    command.add_argument("--input", default="-", help=".npy, .npz, .csv, or - for JSON lines on stdin (default)")
+    command.add_argument("model", help="model.onnx, model.tflite or package.tlm")
+    command.add_argument(
+        "--input", default="-", help=".npy, .npz, .csv, an image, or - for JSON lines on stdin (default)"
+    )
     command.add_argument("--array", default="", help="array's name in a .npz")
     command.add_argument("--labels", default="", help="for a plain model: labels, with commas")
     command.add_argument("--any-root", action="store_true", help="run a package whoever signed it")
+    command = _command(commands, "bench", _bench, "measure a model on this device, beside its bare backend")
+    command.add_argument("model", help="package.tlm, model.onnx, model.tflite or model.npz")
+    command.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default 3)")
+    command.add_argument(
+        "--rate-hz", type=float, default=0.0, help="of the paced measurement (default: the package's windows, else 100)"
+    )
+    command.add_argument("--threads", type=int, default=1, help="compute threads (default 1)")
+    command.add_argument("-o", "--output", metavar="BENCH.json", help="the figures as JSON")
+    command.add_argument("--picture", metavar="BENCH.svg", help="the distributions as a picture")
+    command.add_argument("--any-root", action="store_true", help="run a package whoever signed it")
     _command(commands, "sync", _sync, "exchange records and deployments with the server now")
-    _command(commands, "status", _status, "what this device is and holds")
+    command = _command(commands, "status", _status, "what this device is, holds and does")
+    command.add_argument("--prometheus", action="store_true", help="metrics as Prometheus reads them")
     command = _command(commands, "rollback", _rollback, "go back to a model's earlier package")
     command.add_argument("model", help="the model's name")
     checks = commands.add_parser("drift", help="thresholds and reports").add_subparsers(required=True, metavar="ACTION")

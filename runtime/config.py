@@ -6,10 +6,11 @@ import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .capture import CapturePolicy, parse_capture
 from .checks import Fields
 from .errors import ConfigError
 from .files import read_bounded
-from .package import NAME
+from .manifest import NAME
 
 CONFIG_BYTES_MAX = 1 << 20
 _MIB = 1 << 20
@@ -48,6 +49,24 @@ class TrialConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """How one model runs here; see `tinylcm.loading.Options`.
+
+    Attributes:
+        package: to install at start, for a device without a server.
+        threads: compute threads; 0 stands for the device's.
+        latency_us, memory_bytes: budgets beyond which there is an alarm; 0 leaves it to the manifest.
+    """
+
+    package: Path | None = None
+    threads: int = 0
+    spinning: bool = False
+    arena: bool = True
+    latency_us: float = 0.0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """A device's configuration.
 
@@ -55,7 +74,8 @@ class DeviceConfig:
         data: the one folder that the device writes to.
         name: shown to people; by default the host's name.
         metrics_interval_s: how often a summary of the metrics is journalled.
-        packages: packages to install at start, by model, for a device without a server.
+        models: how each model runs here.
+        capture: which inputs are kept.
     """
 
     data: Path
@@ -66,7 +86,20 @@ class DeviceConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
     trial: TrialConfig = field(default_factory=TrialConfig)
-    packages: dict[str, Path] = field(default_factory=dict)
+    models: dict[str, ModelConfig] = field(default_factory=dict)
+    capture: CapturePolicy = field(default_factory=CapturePolicy)
+
+
+def _model(fields: Fields, base: Path) -> ModelConfig:
+    fields.refuse_unknown("package", "threads", "spinning", "arena", "latency_us", "memory_bytes")
+    return ModelConfig(
+        package=base / fields.text("package", length_max=4096) if "package" in fields else None,
+        threads=fields.natural("threads", 0, high=1024),
+        spinning=fields.typed("spinning", bool, False),
+        arena=fields.typed("arena", bool, True),
+        latency_us=fields.number("latency_us", 0.0, low=0.0, high=1e12),
+        memory_bytes=fields.natural("memory_bytes", 0),
+    )
 
 
 def _server(fields: Fields) -> ServerConfig:
@@ -117,17 +150,15 @@ def parse_config(document: object, base: Path) -> DeviceConfig:
         ConfigError: with the key that is wrong.
     """
     fields = Fields(document, "device.toml", ConfigError)
-    fields.refuse_unknown("device", "server", "journal", "trial", "models")
+    fields.refuse_unknown("device", "server", "journal", "trial", "capture", "models")
     device = fields.table("device", {})
     device.refuse_unknown("name", "data", "metrics_interval_s", "ring_samples", "threads")
-    packages = {}
+    found = {}
     models = fields.table("models", {})
     for name in models.value:
         if not NAME.fullmatch(name):
             raise models.fail(name, "is no model name: lower-case letters, digits, - and _, at most 64")
-        model = models.table(name)
-        model.refuse_unknown("package")
-        packages[name] = base / model.text("package", length_max=4096)
+        found[name] = _model(models.table(name), base)
     return DeviceConfig(
         data=base / device.text("data", "tinylcm-data", length_max=4096),
         name=device.text("name", ""),
@@ -137,7 +168,8 @@ def parse_config(document: object, base: Path) -> DeviceConfig:
         server=_server(fields.table("server", {})),
         journal=_journal(fields.table("journal", {})),
         trial=_trial(fields.table("trial", {})),
-        packages=packages,
+        models=found,
+        capture=parse_capture(fields.table("capture", {})),
     )
 
 
@@ -160,7 +192,7 @@ def load_config(path: Path | str) -> DeviceConfig:
 
 def default_toml() -> str:
     """A device.toml with every key at its default."""
-    server, journal, trial = ServerConfig(), JournalConfig(), TrialConfig()
+    server, journal, trial, capture = ServerConfig(), JournalConfig(), TrialConfig(), CapturePolicy()
     return f"""# A TinyLCM device. Every key may be left out; what stands here is the default.
 [device]
 name = ""                     # shown to people; empty: the host's name
@@ -188,6 +220,25 @@ errors_max = {trial.errors_max}
 probe_timeout_s = {trial.probe_timeout_s}
 probe_memory_bytes = {trial.probe_memory_bytes}
 
-# [models.activity]           # a package to install at start, for a device without a server
-# package = "activity-1.0.0.tlm"
+[capture]                     # which inputs are kept; each rule stands for itself, 0 turns it off
+every_nth = {capture.every_nth}                 # one window of so many
+confidence_below = {capture.confidence_below}
+entropy_above = {capture.entropy_above}           # bits
+margin_below = {capture.margin_below}            # between the two greatest scores
+around_alarm = false
+pre_roll = {capture.pre_roll}                  # windows before an alarm
+post_roll = {capture.post_roll}                 # and after it
+per_class = {capture.per_class}                 # windows of each label a day
+reservoir = {capture.reservoir}                 # windows a day, each with the same probability
+bytes_per_day = {capture.bytes_per_day}       # more is counted and not kept
+writes_per_hour = {capture.writes_per_hour}          # kept windows reach the disk at most so often
+privacy = "full"              # full, features, hashed or none
+
+# [models.activity]           # how one model runs here
+# package = "activity-1.0.0.tlm"   # to install at start, for a device without a server
+# threads = 0                 # 0: as [device] says
+# spinning = false            # true: microseconds faster, a third of a core at sensor rates
+# arena = true                # false: a little less memory, slower
+# latency_us = 0.0            # budget of a prediction; more is an alarm; 0: as the manifest says
+# memory_bytes = 0            # budget of the process
 """

@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from .agent import Agent, capabilities
+from .capture import Capturer
 from .checks import Fields
 from .clock import Clock, SystemClock
-from .config import DeviceConfig, load_config
+from .config import DeviceConfig, ModelConfig, load_config
 from .errors import ConfigError, ModelError, TinyLCMError, WireError
 from .files import make_folder, read_bounded, write_atomic
 from .http import HttpClient, check_url, fetch_ca
 from .identity import Identity, Join, load_identity, new_identity, save_identity
 from .journal import Journal, JournalLimits
 from .keys import pin_fingerprint
+from .loading import Options
+from .manifest import PACKAGE_BYTES_MAX, Manifest
 from .metrics import Metrics
-from .package import PACKAGE_BYTES_MAX, Manifest
 from .pipeline import Pipeline
 from .slots import Slot
+from .status import StatusServer
 from .store import SlotStore
 from .sync import read_refusal
+from .system import SystemProbe
 from .types import Payload, Prediction, Stream
 from .wire import canonical_json
 
@@ -79,6 +85,32 @@ class Model:
         """Predict every window of a stream: see `Pipeline.stream`."""
         return self._pipeline.stream(samples, on_error=on_error)
 
+    def infer_many(self, windows: Sequence[object]) -> list[Prediction]:
+        """Predict several windows: see `Pipeline.infer_many`."""
+        return self._pipeline.infer_many(windows)
+
+    def astream(
+        self,
+        samples: AsyncIterable[object] | Iterable[object],
+        *,
+        on_error: Callable[[TinyLCMError], object] | None = None,
+    ) -> AsyncIterator[Prediction]:
+        """Predict every window of a stream without blocking the event loop: see `Pipeline.astream`."""
+        return self._pipeline.astream(samples, on_error=on_error)
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """What runs the model, for `tinylcm.stream` of several models over one ring, and for `tinylcm.Worker`."""
+        return self._pipeline
+
+
+def journal_bytes(data: Path) -> dict[str, int]:
+    """Bytes of the journal on disk, by stream."""
+    return {
+        stream: sum(path.stat().st_size for path in (data / "journal" / stream).glob("*.seg"))
+        for stream in ("events", "details")
+    }
+
 
 class Device:
     """Everything a device keeps, opened; made by `Device.open`."""
@@ -104,14 +136,18 @@ class Device:
         )
         try:
             self._sink = _JournalSink(self.journal)
+            self._capturer = self._make_capturer()
             self.agent = Agent(config, clock, self.journal, self._store, self._pipelines, self.identity)
             self.agent.start()
             self._install_configured()
         except BaseException:
             self.journal.close(CLOSE_TIMEOUT_S)
             raise
+        self.agent.also = self.flush_capture
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._system = SystemProbe(config.data, clock)
+        self._status = StatusServer(config.data, self.status)
 
     @classmethod
     def open(cls, config: str | Path | DeviceConfig, *, clock: Clock | None = None, background: bool = True) -> Device:
@@ -135,11 +171,35 @@ class Device:
     def _start(self) -> None:
         self._thread = threading.Thread(target=self.agent.run, args=(self._stop,), name="tinylcm-agent", daemon=True)
         self._thread.start()
+        self._status.start()
+
+    def _make_capturer(self) -> Capturer | None:
+        """What keeps inputs, when the configuration asks for any; its budget goes on over restarts."""
+        if not self.config.capture.active:
+            return None
+        key = b"" if self.identity is None else self.identity.key.encode()
+        salt = hashlib.blake2b(key, person=b"tinylcm-capture").digest()
+        capturer = Capturer(
+            self.config.capture, lambda payload: self._sink.emit("details", "sample", payload), self._clock, salt=salt
+        )
+        path = self.config.data / "capture.json"
+        if path.is_file():
+            try:
+                capturer.restore(json.loads(read_bounded(path, 1 << 16)))
+            except (ValueError, TinyLCMError) as error:
+                _log.warning("%s is damaged (%s): nothing is kept until its budget has grown again", path, error)
+                capturer.restore(None)
+        return capturer
+
+    def flush_capture(self, *, force: bool = False) -> None:
+        """Journal the inputs that wait to be kept, and note what is left of their budget."""
+        if self._capturer is not None and self._capturer.flush(force=force):
+            write_atomic(self.config.data / "capture.json", canonical_json(self._capturer.state()) + b"\n")
 
     def _install_configured(self) -> None:
-        for name, path in self.config.packages.items():
-            if self._store.read(name).active is None:
-                self.agent.install(read_bounded(path, PACKAGE_BYTES_MAX), model=name)
+        for name, model in self.config.models.items():
+            if model.package is not None and self._store.read(name).active is None:
+                self.agent.install(read_bounded(model.package, PACKAGE_BYTES_MAX), model=name)
 
     def model(self, name: str) -> Model:
         """The model that the active slot holds.
@@ -167,7 +227,8 @@ class Device:
             pipeline = Pipeline(
                 package,
                 sink=self._sink,
-                threads=self.config.threads,
+                options=self._options(name),
+                capture=self._capturer,
                 ring_samples=self.config.ring_samples,
                 clock=self._clock,
             )
@@ -176,6 +237,16 @@ class Device:
             self.agent.watch(name, pipeline)
             self._models[name] = Model(pipeline)
         return self._models[name]
+
+    def _options(self, name: str) -> Options:
+        model = self.config.models.get(name, ModelConfig())
+        return Options(
+            threads=model.threads or self.config.threads,
+            spinning=model.spinning,
+            arena=model.arena,
+            latency_us=model.latency_us,
+            memory_bytes=model.memory_bytes,
+        )
 
     def _monitors_file(self, name: str) -> Path:
         return self.config.data / "monitors" / f"{name}.state"
@@ -213,6 +284,20 @@ class Device:
                 break
         return self.model(name)
 
+    def status(self) -> dict[str, object]:
+        """What this device does now: open models' metrics since their start, the machine, the journal, the capture."""
+        self._system.clock_offset_s = self.agent.clock_offset_s
+        models = {}
+        for name, pipeline in list(self._pipelines.items()):
+            models[name] = {"version": pipeline.manifest.version, **pipeline.metrics.rollup()}
+        return {
+            "models": models,
+            "system": asdict(self._system.read()),
+            "journal_bytes": journal_bytes(self.config.data),
+            "capture": None if self._capturer is None else self._capturer.stats(),
+            "last_error": self.agent.last_error,
+        }
+
     def slots(self) -> dict[str, Slot]:
         """Every model's slot."""
         return {name: self._store.read(name) for name in self._store.models()}
@@ -245,8 +330,10 @@ class Device:
         if self._thread is not None:
             self._thread.join(CLOSE_TIMEOUT_S)
             self._thread = None
+        self._status.close()
         try:
             self._keep_monitors()
+            self.flush_capture(force=True)
             self.agent.flush_metrics()
         finally:
             self.agent.close()

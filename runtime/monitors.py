@@ -10,21 +10,24 @@ A set of monitors must not multiply false alarms: each of m gets m times the wan
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final, Protocol, runtime_checkable
 
 import msgpack
 import numpy as np
 from numpy.typing import NDArray
+from tinylcm._ext.engine import Member, Watch
 from tinylcm._ext.stats import window_moments
 from tinylcm._ext.vectors import Vector
 
 from . import drift
 from .calibration import holm
 from .drift import PSI, BinnedKS, CategoricalPSI, ChiSquare
-from .errors import ConfigError, InputError, ModelError
-from .package import FeatureReference, Manifest, MonitorSpec
+from .errors import ConfigError, InputError, ModelError, TinyLCMError
+from .manifest import FeatureReference, Manifest, MonitorSpec
 from .types import Alarm, HistogramPair
 
 NUMBERS: Final = (
@@ -34,8 +37,11 @@ ROWS: Final = ("input", "features", "embedding")
 SIGNALS: Final = (*ROWS, *NUMBERS, "prediction")
 REFERENCE_POINTS: Final = 512  # drawn from a reference histogram for detectors that compare values
 EVIDENCE_VALUES: Final = 200  # of a learned reference, and in the histogram beside it
+BUDGET: Final = "budget"  # the monitor of what a prediction may take
+ERRORS_LOGGED_MAX: Final = 5  # of monitors that an application wrote; the rest are counted
 P_REARM: Final = 0.5  # exponent: a monitor of p-values is armed again above sqrt(alpha)
 
+_log = logging.getLogger("tinylcm")
 _CATEGORICAL: Final = {"PSI": "CategoricalPSI", "CategoricalPSI": "CategoricalPSI", "ChiSquare": "ChiSquare"}
 _WITH_P: Final = ("IncrementalKS", "ChiSquare", "HotellingT2")
 # What a manifest may set of each detector; the reference comes from the manifest's own tables. A `!` must be given:
@@ -143,17 +149,22 @@ class Inputs:
         window: NDArray[np.float32],
         label: int,
         scores: Sequence[float],
-        latency_us: float = math.nan,
-        missing: int = 0,
-        at_ns: int = 0,
-        embedding: NDArray[np.float32] | None = None,
+        latency_us: float,
+        missing: int,
+        before_ns: int,
+        at_ns: int,
+        embedding: NDArray[np.float32] | None,
+        index: int,
     ) -> None:
         """Begin the next window."""
         self.window, self.label, self.scores, self.confidence = window, label, scores, scores[label]
         self.latency_us, self.missing, self.embedding = latency_us, missing, embedding
-        self._before_ns, self.at_ns = self.at_ns, at_ns
-        self.index += 1
+        self._before_ns, self.at_ns, self.index = before_ns, at_ns, index
         self._fresh = False
+
+    def features_array(self) -> NDArray[np.float64]:
+        """Where `features` are kept."""
+        return self._features
 
     def features(self) -> NDArray[np.float64]:
         """Means, then standard deviations of the channels, float64 `[2 * channels]`."""
@@ -301,30 +312,31 @@ class ScalarMonitor(Monitor):
     ) -> None:
         super().__init__(name, signal)
         self.detector = detector
-        self._evidence = _evidence_for(detector, reference)
+        self.evidence = _evidence_for(detector, reference)
+        self.plain = value is None  # the signal is one that the compiled loop knows
         self._value = value or _NUMBER[signal]
 
     def update(self, inputs: Inputs) -> Alarm | None:
         """Take the window's value."""
         value = self._value(inputs)
-        if self._evidence is not None:
-            self._evidence.update(value)
+        if self.evidence is not None:
+            self.evidence.update(value)
         return self.alarm(inputs) if self.detector.update(value) else None
 
     def alarm(self, inputs: Inputs) -> Alarm:
         """The detector's state as an alarm."""
-        return self._alarm(inputs, self.detector, self.signal, 1, _histogram_of(self._evidence or self.detector))
+        return self._alarm(inputs, self.detector, self.signal, 1, _histogram_of(self.evidence or self.detector))
 
     def states(self) -> list[bytes]:
         """The states of the detector and the evidence."""
-        parts = [self.detector, self._evidence]
+        parts = [self.detector, self.evidence]
         return [part.to_state() for part in parts if hasattr(part, "to_state")]
 
     def restore(self, states: Sequence[bytes]) -> bool:
         """Go on from the states of the detector and the evidence."""
-        restored = _restored([part for part in (self.detector, self._evidence) if part is not None], states)
+        restored = _restored([part for part in (self.detector, self.evidence) if part is not None], states)
         if restored is not None:
-            self.detector, self._evidence = (*restored, None)[:2]
+            self.detector, self.evidence = (*restored, None)[:2]
         return restored is not None
 
 
@@ -408,24 +420,23 @@ class RowMonitor(Monitor):
         super().__init__(name, signal)
         self.detector = detector
         self._names = tuple(names) or tuple(reference.name for reference in references)
-        self._once = isinstance(detector, BinnedKS)  # it looks once after all of a window's rows
-        self._evidence = None
+        # One call a window: it looks once after all of its rows, or there is but one row.
+        self.whole = isinstance(detector, BinnedKS) or (signal != "input" and isinstance(detector, drift.Detector))
+        self.evidence = None
         if references and not hasattr(detector, "histogram"):
-            self._evidence = BinnedKS(
+            self.evidence = BinnedKS(
                 [reference.edges for reference in references],
                 [reference.counts for reference in references],
                 threshold=0.999,  # it keeps the histograms; the detector decides
                 window=getattr(detector, "window", 100),
             )
-        self._per_window = 1
 
     def update(self, inputs: Inputs) -> Alarm | None:
         """Take the window's rows."""
         rows = _rows(self.signal, inputs)
-        self._per_window = inputs.hop if self.signal == "input" else 1
-        if self._evidence is not None:
-            self._evidence.update(rows)
-        if self._once or rows.ndim == 1:
+        if self.evidence is not None:
+            self.evidence.update(rows)
+        if self.whole or rows.ndim == 1:
             return self.alarm(inputs) if self.detector.update(rows) else None
         found = None
         for row in rows:
@@ -439,24 +450,28 @@ class RowMonitor(Monitor):
         signal, histogram = self.signal, None
         if worst is not None:
             signal = self._names[worst] if worst < len(self._names) else f"{self.signal}[{worst}]"
-            shown = self.detector if hasattr(self.detector, "histogram") else self._evidence
+            shown = self.detector if hasattr(self.detector, "histogram") else self.evidence
             histogram = shown.histogram(worst) if shown is not None else None
         member = getattr(self.detector, "member", None)
         return self._alarm(
-            inputs, self.detector, f"{signal} {member}" if member else signal, self._per_window, histogram
+            inputs,
+            self.detector,
+            f"{signal} {member}" if member else signal,
+            inputs.hop if self.signal == "input" else 1,
+            histogram,
         )
 
     def states(self) -> list[bytes]:
         """The detector's state, and that of the evidence."""
-        parts = [self.detector, self._evidence]
+        parts = [self.detector, self.evidence]
         return [part.to_state() for part in parts if hasattr(part, "to_state")]
 
     def restore(self, states: Sequence[bytes]) -> bool:
         """Go on from the states of the detector and the evidence."""
-        parts = [part for part in (self.detector, self._evidence) if part is not None]
+        parts = [part for part in (self.detector, self.evidence) if part is not None]
         restored = _restored(parts, states)
         if restored is not None:
-            self.detector, self._evidence = (*restored, None)[:2]
+            self.detector, self.evidence = (*restored, None)[:2]
         return restored is not None
 
 
@@ -515,16 +530,41 @@ class MonitorSet:
     """
 
     def __init__(self, manifest: Manifest, monitors: Sequence[Monitor]) -> None:
-        layout = manifest.input.layout(manifest.window.samples)
-        channels = 1 if layout is None else layout[1]
         self.monitors = tuple(monitors)
         self._version = f"{manifest.name} {manifest.version}"
         self._p_monitors = tuple(monitor for monitor in self.monitors if isinstance(monitor, PValueMonitor))
         self._alpha = min((monitor.alpha for monitor in self._p_monitors), default=0.0)
-        self._inputs = Inputs(channels, min(manifest.window.hop, manifest.window.samples))
-        times = [monitor.arl0 for monitor in self.monitors]
+        self._inputs = Inputs(manifest.layout[1], min(manifest.window.hop, manifest.window.samples))
+        self._errors = 0
+        self.watch = self._join()
+        judged = [monitor for monitor in self.monitors if monitor.name != BUDGET]  # a budget is no test
+        self._count = len(judged)
+        times = [monitor.arl0 for monitor in judged]
         stated = [time for time in times if time is not None]
         self.arl0 = 1 / sum(1 / time for time in stated) if stated and len(stated) == len(times) else None
+
+    def _join(self) -> Watch:
+        """The compiled loop over the monitors as they are now."""
+        inputs = self._inputs
+        watch = Watch(
+            [_member(monitor) for monitor in self.monitors],
+            inputs,
+            self._finish,
+            bool(self._p_monitors),
+            self._report,
+            len(inputs.features_array()) // 2,
+            inputs.hop,
+        )
+        watch.index = inputs.index
+        return watch
+
+    def _report(self, monitor: Monitor, error: Exception) -> None:
+        """An application's own monitor has raised: say it a few times, and go on."""
+        if isinstance(error, TinyLCMError):
+            raise error
+        self._errors += 1
+        if self._errors <= ERRORS_LOGGED_MAX:
+            _log.error("monitor %r failed: %s: %s", monitor.name, type(error).__name__, error)
 
     def update(
         self,
@@ -539,20 +579,21 @@ class MonitorSet:
         """Take a window, `[samples, channels]`, with its prediction; the alarms that it raises."""
         if not self.monitors:
             return ()
-        inputs = self._inputs
-        inputs.renew(window, label, scores, latency_us, missing, at_ns, embedding)
-        alarms = [alarm for monitor in self.monitors if (alarm := monitor.update(inputs)) is not None]
+        return self.watch.update(window, label, scores, latency_us, missing, at_ns, embedding)
+
+    def _finish(self, alarms: list[Alarm]) -> tuple[Alarm, ...]:
+        """Judge those with p-values together, and say what the set as a whole promises."""
         if self._p_monitors:
             fallen = holm([monitor.p_value for monitor in self._p_monitors], self._alpha)
             for monitor, falls in zip(self._p_monitors, fallen, strict=True):
-                if falls and (alarm := monitor.fall(inputs)) is not None:
+                if falls and (alarm := monitor.fall(self._inputs)) is not None:
                     alarms.append(alarm)
-        return tuple(self._state(alarm) for alarm in alarms) if alarms else ()
+        return tuple(replace(alarm, arl0=self.arl0, monitors=self._count) for alarm in alarms)
 
     def to_state(self) -> bytes:
         """All monitors' states, for `restore` after a restart."""
         states = {key: monitor.states() for key, monitor in self._keyed()}
-        packed: bytes = msgpack.packb([1, self._version, self._inputs.index, states])
+        packed: bytes = msgpack.packb([1, self._version, self.watch.index, states])
         return packed
 
     def restore(self, state: bytes) -> list[str]:
@@ -573,7 +614,9 @@ class MonitorSet:
         if version != self._version:
             return [monitor.name for monitor in self.monitors]  # another model's scores are another signal
         self._inputs.index = index
-        return [monitor.name for key, monitor in self._keyed() if not monitor.restore(states.get(key, ()))]
+        anew = [monitor.name for key, monitor in self._keyed() if not monitor.restore(states.get(key, ()))]
+        self.watch = self._join()
+        return anew
 
     def _keyed(self) -> list[tuple[str, Monitor]]:
         """Monitors under their names, numbered where an application has joined several of one name."""
@@ -584,10 +627,14 @@ class MonitorSet:
             result.append((f"{monitor.name}#{seen[monitor.name]}", monitor))
         return result
 
-    def _state(self, alarm: Alarm) -> Alarm:
-        """The alarm with what the set as a whole promises."""
-        values = {field: getattr(alarm, field) for field in Alarm.__slots__}
-        return Alarm(**{**values, "arl0": self.arl0, "monitors": len(self.monitors)})
+
+def _member(monitor: Monitor) -> Member:
+    """A monitor as the compiled loop takes it; what it does not know is called in Python."""
+    if type(monitor) is ScalarMonitor and monitor.plain and type(monitor.detector).update is drift.Detector.update:
+        return Member(monitor, monitor.signal, monitor.detector, monitor.evidence)
+    if type(monitor) is RowMonitor and monitor.whole:
+        return Member(monitor, monitor.signal, monitor.detector, monitor.evidence)
+    return Member(monitor)
 
 
 def watch(
@@ -762,8 +809,7 @@ def _saturation(spec: MonitorSpec, manifest: Manifest, channels: int) -> Callabl
 
 
 def _build(spec: MonitorSpec, manifest: Manifest) -> Monitor:
-    layout = manifest.input.layout(manifest.window.samples)
-    channels = 0 if layout is None else layout[1]
+    channels = manifest.layout[1]
     signal, kind = spec.signal, spec.detector
     if signal not in SIGNALS or kind not in _CLASSES:
         raise ModelError(

@@ -6,30 +6,37 @@ journal and no call here waits for a disk.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
-from tinylcm._ext.stats import top
+from numpy.typing import NDArray
+from tinylcm._ext.engine import Decider
+from tinylcm._ext.ring import Reader
 
-from .backends import Backend, open_backend
+from .backends import Backend
+from .capture import Capturer
 from .clock import Clock, SystemClock
 from .errors import ConfigError, InputError, ModelError, TinyLCMError
-from .files import read_bounded
+from .loading import LoadedModel, Options, make_decider, open_file, open_package
+from .manifest import Manifest
 from .metrics import Metrics
-from .monitors import Detector, Monitor, MonitorSet, build_monitors, watch
-from .package import PACKAGE_BYTES_MAX, InputSpec, Manifest, Package, WindowSpec
+from .monitors import BUDGET, Detector, Monitor, watch
+from .package import Package
 from .types import Alarm, Json, Payload, Prediction, Stream
-from .window import Windower, load_window
+from .window import Block, Windower
 
 _log = logging.getLogger("tinylcm")
 CHUNK_ROWS: Final = 64
+BATCH_WINDOWS: Final = 64  # that `infer_many` computes together
 ERRORS_LOGGED_MAX: Final = 5  # of a stream's bad samples; the rest are counted
 
 
@@ -41,55 +48,8 @@ class Sink(Protocol):
         ...
 
 
-class _Engine:
-    """A model that is ready to run: what a hot swap exchanges as a whole."""
-
-    def __init__(
-        self, manifest: Manifest, backend: Backend, monitors: MonitorSet, metrics: Metrics, ring_samples: int | None
-    ) -> None:
-        self.manifest = manifest
-        self.backend = backend
-        self.monitors = monitors
-        self.metrics = metrics
-        windower = Windower(manifest.input, manifest.window, ring_samples)  # refuses what does not fit
-        self.samples = windower.samples
-        self.tensor = backend.input.reshape(windower.samples, windower.channels)
-        self.missing = 0  # samples that were dropped up to the last window
-
-
-def _plain_manifest(
-    backend: Backend, labels: Sequence[str] | None, window: int | None, hop: int | None, name: str
-) -> Manifest:
-    count = backend.scores.size
-    names = tuple(str(index) for index in range(count)) if labels is None else tuple(labels)
-    spec = InputSpec(backend.input_name, tuple(backend.input.shape))
-    samples = (spec.shape[1] if len(spec.shape) > 2 else 1) if window is None else window
-    if spec.layout(samples) is None:
-        raise ConfigError(f"window={samples} does not fit the model's input {list(spec.shape)}")
-    step = samples if hop is None else hop
-    if step < 1:
-        raise ConfigError(f"hop={step}: expected at least 1 sample")
-    return Manifest(name, "", "onnx", spec, backend.output_name, names, WindowSpec(samples, step))
-
-
-def check_labels(manifest: Manifest, backend: Backend) -> None:
-    """Refuse labels that do not fit the scores.
-
-    Raises:
-        ConfigError: a label occurs twice.
-        ModelError: there are more or fewer labels than scores.
-    """
-    if len(set(manifest.labels)) != len(manifest.labels):
-        raise ConfigError(f"a label occurs twice in {list(manifest.labels)}")
-    if backend.scores.size != len(manifest.labels):
-        raise ModelError(
-            f"labels do not match the output: {len(manifest.labels)} labels for {backend.scores.size} scores "
-            f"of output {backend.output_name!r}"
-        )
-
-
 class Pipeline:
-    """A model with its windowing, monitors and metrics.
+    """A model with its windowing, steps before and after it, monitors and metrics.
 
     Args:
         model: path of a model file that the application trusts, or a checked `Package`.
@@ -99,8 +59,12 @@ class Pipeline:
             an input of three and more axes, else 1; hop is the window.
         output: the output with the scores, when a plain model has several.
         shape: the input's shape with the batch axis, when a plain model leaves it open.
+        format: a plain model's backend, where its file's name does not say it.
         sink: takes alarms as records.
-        threads: compute threads of the backend.
+        threads: compute threads of the backend; a short form of `options`.
+        options: how the model runs on this machine: threads, arena, budgets.
+        capture: keeps the inputs that its policy asks for.
+        variant: of an experiment; predictions carry it.
         ring_samples: capacity of the sample ring; at least a window.
         clock: time, for the metrics' intervals.
 
@@ -110,11 +74,11 @@ class Pipeline:
         DeviceError: the file cannot be read.
 
     Attributes:
-        predictions: made since the start, over all packages.
         failures: windows on which the model itself failed.
 
-    `infer`, `stream` and `swap` may be called from several threads: a lock makes each prediction whole. A stream's
-    samples belong to one thread.
+    `infer`, `infer_many`, `stream` and `swap` may be called from several threads: a lock makes each prediction whole.
+    A stream's samples belong to one thread. A model that keeps state between windows serves one stream at a time: a
+    new one takes it over, and the older one ends with a ConfigError.
     """
 
     def __init__(
@@ -127,135 +91,188 @@ class Pipeline:
         hop: int | None = None,
         output: str | None = None,
         shape: tuple[int, ...] | None = None,
+        format: str = "",
         sink: Sink | None = None,
         threads: int = 1,
+        options: Options | None = None,
+        capture: Capturer | None = None,
+        variant: str = "",
         ring_samples: int | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._clock = clock or SystemClock()
         self._sink = sink
-        self._threads = threads
+        self._capture = capture
+        self._options = options or Options(threads=threads)
         self._ring_samples = ring_samples
+        self._variant = variant
         self._extra = [
             monitor if isinstance(monitor, Monitor) else watch("confidence", monitor) for monitor in monitors
         ]
         self._lock = threading.Lock()
+        self._owner: object = None
         self._session = secrets.token_hex(6)
-        self.predictions = 0
+        self._over_memory = False
         self.failures = 0
         if isinstance(model, Package):
-            if labels is not None or window is not None or hop is not None:
-                raise ConfigError("a package's manifest says its labels, window and hop; do not give them again")
-            self._engine = self._load(model)
+            if any(given is not None for given in (labels, window, hop, output, shape)) or format:
+                raise ConfigError(
+                    "a package's manifest says its labels, window, output and shape; do not give them again"
+                )
+            self._model = self._load(model)
         else:
-            path = Path(model)
-            if path.suffix != ".onnx":
-                raise ConfigError(f"{path}: expected a model file *.onnx; load a package (.tlm) with load_package")
-            backend = open_backend(
-                "onnx", read_bounded(path, PACKAGE_BYTES_MAX), output=output, shape=shape, threads=threads
+            manifest, backend = open_file(
+                Path(model),
+                self._options,
+                format=format,
+                output=output,
+                shape=shape,
+                labels=labels,
+                window=window,
+                hop=hop,
             )
-            manifest = _plain_manifest(backend, labels, window, hop, path.stem)
-            check_labels(manifest, backend)
-            self._engine = self._assemble(manifest, backend)
+            self._model = self._assemble(manifest, backend)
 
-    def _load(self, package: Package) -> _Engine:
-        manifest = package.manifest
-        backend = open_backend(
-            manifest.format,
-            package.model,
-            output=manifest.output,
-            shape=manifest.input.shape,
-            threads=self._threads,
-            embedding=manifest.embedding or None,
+    def _load(self, package: Package) -> LoadedModel:
+        return self._assemble(package.manifest, open_package(package, self._options))
+
+    def _assemble(self, manifest: Manifest, backend: Backend) -> LoadedModel:
+        loaded = LoadedModel(
+            manifest,
+            backend,
+            extra_monitors=self._extra,
+            clock=self._clock,
+            options=self._options,
+            session=self._session,
+            variant=self._variant,
         )
-        if backend.input_name != manifest.input.name:
-            raise ModelError(f"the model's input is {backend.input_name!r}, the manifest says {manifest.input.name!r}")
-        check_labels(manifest, backend)
-        return self._assemble(manifest, backend)
-
-    def _assemble(self, manifest: Manifest, backend: Backend) -> _Engine:
-        monitors = MonitorSet(manifest, [*build_monitors(manifest), *self._extra])
-        return _Engine(manifest, backend, monitors, Metrics(manifest.labels, self._clock), self._ring_samples)
+        if loaded.streams:
+            self._windower([loaded])  # refuses what does not fit
+        return loaded
 
     @property
     def manifest(self) -> Manifest:
         """What the model in use says of itself."""
-        return self._engine.manifest
+        return self._model.manifest
+
+    @property
+    def backend(self) -> Backend:
+        """The engine of the model in use, with its tensors; not while another thread predicts."""
+        return self._model.backend
 
     @property
     def metrics(self) -> Metrics:
         """The counters of the model in use."""
-        return self._engine.metrics
+        return self._model.metrics
 
-    def swap(self, package: Package) -> None:
+    @property
+    def predictions(self) -> int:
+        """Made since the start, over all packages."""
+        return self._model.engine.predictions
+
+    def swap(self, package: Package, *, variant: str = "") -> None:
         """Replace the model between two predictions; what streams hold of a window begins anew.
 
         Raises:
             ModelError: the new package does not run; the old model stays.
         """
-        engine = self._load(package)
+        loaded = self._load(package)
+        loaded.engine.variant = variant
         with self._lock:
-            self._engine = engine
+            loaded.engine.predictions = self._model.engine.predictions  # ids go on
+            loaded.metrics.totals["swaps"] = self._model.metrics.totals["swaps"] + 1
+            self._model = loaded
+            self._owner = None
+
+    # One window -------------------------------------------------------------------------------------------
 
     def infer(self, x: object) -> Prediction:
         """Predict one window, given without the batch axis as nested lists or an array.
+
+        A contiguous float32 array is the fastest. An integer model's own dtype is taken as stored values; other
+        numbers are real values and are quantised. A model of several inputs takes a mapping by their names, an image
+        model a path, the bytes of a file, a Pillow image or an array `[height, width, channels]`.
 
         Raises:
             InputError: wrong shape, dtype, or a value that is NaN or infinite; nothing was changed.
             ModelError: the model gave no finite scores.
         """
-        start = time.perf_counter_ns()
         with self._lock:
-            engine = self._engine
+            model = self._model
             try:
-                load_window(engine.manifest.input, x, engine.backend.input)
-            except InputError:
-                engine.metrics.errors += 1
+                prediction = model.engine.infer(x)
+            except TinyLCMError as error:
+                self._count_failure(model, error)
                 raise
-            return self._predict(engine, start, -1)
+            if prediction.drift or self._capture is not None:
+                self._observe(model, prediction)
+            return prediction
 
-    def _predict(self, engine: _Engine, start_ns: int, last_sample: int) -> Prediction:
-        backend, manifest = engine.backend, engine.manifest
+    def infer_many(self, windows: Sequence[object] | NDArray[Any]) -> list[Prediction]:
+        """Predict several windows, in one call of the model where its batch axis is open.
+
+        Args:
+            windows: `[n, ...]`, or a list of windows as `infer` takes them.
+
+        Raises:
+            InputError: one of them does not fit, with its place; up to 64 of its neighbours are not predicted either.
+            ModelError: the model gave no finite scores.
+        """
+        predictions: list[Prediction] = []
+        for start in range(0, len(windows), BATCH_WINDOWS):
+            with self._lock:
+                self._infer_batch(windows[start : start + BATCH_WINDOWS], start, predictions)
+        return predictions
+
+    def _infer_batch(self, windows: Sequence[object] | NDArray[Any], start: int, predictions: list[Prediction]) -> None:
+        model = self._model
+        backend, engine, rows = model.backend, model.engine, model.engine.rows
+        begin = time.perf_counter_ns()
+        inputs = [np.empty((len(windows), *t.array.shape[1:]), dtype=t.array.dtype) for t in backend.inputs]
+        kept = np.empty((len(windows), *rows.shape), dtype=np.float32)
         try:
-            backend.run()
-            best = top(backend.scores)
-            if best < 0:
-                raise ModelError(f"output {backend.output_name!r} of model {manifest.name} holds NaN or infinity")
-        except ModelError:
-            engine.metrics.errors += 1
-            self.failures += 1
+            for index, window in enumerate(windows):
+                try:
+                    engine.load(window)
+                except InputError as error:
+                    raise InputError(f"window {start + index}: {error}") from error
+                for tensor, batch in zip(backend.inputs, inputs, strict=True):
+                    batch[index] = tensor.array[0]
+                kept[index] = rows
+            results = backend.run_many(inputs)
+            share_ns = (time.perf_counter_ns() - begin) // max(1, len(windows))
+            for index in range(len(windows)):
+                rows[...] = kept[index]
+                for tensor, result in zip(backend.outputs, results, strict=True):
+                    tensor.array[0] = result[index]
+                prediction = engine.conclude(None, share_ns)
+                predictions.append(prediction)
+                if prediction.drift or self._capture is not None:
+                    self._observe(model, prediction)
+        except TinyLCMError as error:
+            self._count_failure(model, error)
             raise
-        scores = tuple(backend.scores.tolist())
-        now_ns = time.perf_counter_ns()
-        missing = engine.metrics.dropped_samples
-        alarms = engine.monitors.update(
-            engine.tensor,
-            best,
-            scores,
-            (now_ns - start_ns) / 1000,
-            max(0, missing - engine.missing),  # the metrics begin anew with every summary
-            now_ns,
-            backend.embedding,
-        )
-        engine.missing = missing
-        self.predictions += 1
-        latency_us = (time.perf_counter_ns() - start_ns) / 1000
-        engine.metrics.update(latency_us, scores[best], best)
-        if alarms and self._sink is not None:
-            for alarm in alarms:
-                self._sink.emit("events", "alarm", alarm_payload(alarm, manifest))
-        return Prediction(
-            id=f"{self._session}-{self.predictions}",
-            label=manifest.labels[best],
-            confidence=scores[best],
-            scores=scores,
-            latency_us=latency_us,
-            drift=alarms,
-            model=manifest.name,
-            version=manifest.version,
-            first_sample=-1 if last_sample < 0 else last_sample - engine.samples + 1,
-            last_sample=last_sample,
-        )
+
+    def _count_failure(self, model: LoadedModel, error: TinyLCMError) -> None:
+        model.metrics.count_error()
+        if isinstance(error, ModelError):
+            self.failures += 1
+
+    def _observe(self, model: LoadedModel, prediction: Prediction) -> None:
+        """Tell the sink of alarms and the capture of the window."""
+        if self._sink is not None:
+            for alarm in prediction.drift:
+                self._sink.emit("events", "alarm", alarm_payload(alarm, model.manifest))
+        if self._capture is not None:
+            self._capture.offer(model.engine.rows, prediction, prediction.drift)
+
+    def reset(self) -> None:
+        """Forget the windows before: the state of the model, smoothing and hysteresis. Monitors go on."""
+        with self._lock:
+            self._model.backend.reset()
+            self._model.engine.decider.restart()
+
+    # Streams ----------------------------------------------------------------------------------------------
 
     def stream(
         self, samples: Iterable[object], *, on_error: Callable[[TinyLCMError], object] | None = None
@@ -263,44 +280,66 @@ class Pipeline:
         """Predict every window of a stream.
 
         Args:
-            samples: rows (one sample each) or two-dimensional blocks of rows, in any mix.
+            samples: rows (one sample each) or two-dimensional blocks of rows, in any mix, with or without times
+                (`tinylcm.Sample`, `tinylcm.Block`); images for an image model.
             on_error: called with each bad sample's error; by default the first few are logged. The stream goes on:
-                a bad sample is dropped and counted, and the next window begins after it.
+                what stands in for a bad sample is the manifest's policy; by default the next window begins after it.
 
         Raises:
             ModelError: the model failed on a window and `on_error` was not given.
         """
+        if self.manifest.image is not None:
+            return self._stream_whole(samples, on_error)
+        return stream(samples, [self], on_error=on_error)
+
+    def _stream_whole(
+        self, samples: Iterable[object], on_error: Callable[[TinyLCMError], object] | None
+    ) -> Iterator[Prediction]:
         report = on_error or _LogErrors()
-        engine = self._engine
-        # Each stream has a window of its own: two streams of one pipeline must not mix their samples.
-        windower = Windower(engine.manifest.input, engine.manifest.window, self._ring_samples)
-        for item in _chunks(samples):
-            current = self._engine
-            if current is not engine:
-                if (current.manifest.input, current.manifest.window) != (engine.manifest.input, engine.manifest.window):
-                    windower = Windower(current.manifest.input, current.manifest.window, self._ring_samples)
-                engine = current
-            for error in windower.feed(item):
-                if error is not None:
-                    engine.metrics.dropped_samples += 1
-                    report(error)
-                    continue
-                start = time.perf_counter_ns()
-                try:
-                    with self._lock:
-                        windower.ring.copy_window(engine.tensor)
-                        prediction = self._predict(engine, start, windower.ring.total - 1)
-                except ModelError as failure:
-                    if on_error is None:
-                        raise
-                    on_error(failure)
-                    continue
-                yield prediction
+        for item in samples:
+            try:
+                prediction = self.infer(item)
+            except TinyLCMError as error:
+                if on_error is None and not isinstance(error, InputError):
+                    raise
+                report(error)
+                continue
+            yield prediction
+
+    async def astream(
+        self,
+        samples: AsyncIterable[object] | Iterable[object],
+        *,
+        on_error: Callable[[TinyLCMError], object] | None = None,
+    ) -> AsyncIterator[Prediction]:
+        """Predict every window of a stream without blocking the event loop: the model runs in a thread.
+
+        Args:
+            samples: as `stream` takes them, from an asynchronous iterator or a plain one.
+            on_error: see `stream`.
+        """
+        feed = _Feed([self], on_error)
+        source = samples if isinstance(samples, AsyncIterable) else _as_async(samples)
+        async for item in source:
+            for part in _parts(item):
+                for due in feed.renewed().feed(part):
+                    reader = feed.judge(due)
+                    if reader is None:
+                        continue
+                    prediction = await asyncio.to_thread(feed.predict, reader)
+                    if prediction is not None:
+                        yield prediction
+                feed.count()
+
+    def _windower(self, models: Sequence[LoadedModel]) -> Windower:
+        return make_windower([model.manifest for model in models], self._ring_samples)
+
+    # Metrics ----------------------------------------------------------------------------------------------
 
     def monitors_state(self) -> bytes:
         """What the monitors have seen, for `restore_monitors` after a restart."""
         with self._lock:
-            return self._engine.monitors.to_state()
+            return self._model.monitors.to_state()
 
     def restore_monitors(self, state: bytes) -> list[str]:
         """Let the monitors go on where they were, bit for bit; the names of those that begin anew.
@@ -309,27 +348,184 @@ class Pipeline:
             InputError: the state is damaged; nothing was changed.
         """
         with self._lock:
-            return self._engine.monitors.restore(state)
+            model = self._model
+            anew = model.monitors.restore(state)
+            model.bind_monitors()
+            model.engine.set_watch(model.monitors.watch)
+            return anew
 
     def take_summary(self) -> dict[str, Json] | None:
         """The metrics since the last call as a `summary` record's payload; None when nothing happened."""
         with self._lock:
-            engine = self._engine
-            snapshot = engine.metrics.snapshot()
+            model = self._model
+            snapshot = model.metrics.snapshot()
             if not (snapshot["windows"] or snapshot["errors"] or snapshot["dropped_samples"]):
                 return None
-            engine.metrics.clear()
-        return {"model": engine.manifest.name, "version": engine.manifest.version, **snapshot}
+            model.metrics.clear()
+            self._check_memory(model, snapshot)
+        return {"model": model.manifest.name, "version": model.manifest.version, **snapshot}
+
+    def _check_memory(self, model: LoadedModel, snapshot: dict[str, Json]) -> None:
+        """Alarm once when the process has grown beyond its budget; armed again below 90 % of it."""
+        limit, used = model.budget.memory_bytes, snapshot["rss_bytes"]
+        if not limit or not isinstance(used, int):
+            return
+        if used > limit and not self._over_memory:
+            self._over_memory = True
+            window = model.engine.predictions
+            alarm = Alarm(BUDGET, "Limit", "memory", float(used), float(limit), window, window)
+            _log.warning("the process has %d bytes in memory, its budget is %d", used, limit)
+            if self._sink is not None:
+                self._sink.emit("events", "alarm", alarm_payload(alarm, model.manifest))
+        elif used < 0.9 * limit:
+            self._over_memory = False
 
 
-def _chunks(samples: Iterable[object]) -> Iterator[object]:
-    """Cut large blocks, so that a swap takes effect inside of them."""
+def make_windower(manifests: Sequence[Manifest], ring_samples: int | None) -> Windower:
+    """One ring for the windows of several models.
+
+    Raises:
+        ConfigError: they do not take the same samples, or a window is larger than the ring.
+    """
+    first = manifests[0]
+    for manifest in manifests[1:]:
+        same = (manifest.layout[1], manifest.window.rate_hz) == (first.layout[1], first.window.rate_hz)
+        if not same:
+            raise ConfigError(
+                f"models {first.name} and {manifest.name} do not take the same samples: {first.layout[1]} channels at "
+                f"{first.window.rate_hz:g} Hz, and {manifest.layout[1]} at {manifest.window.rate_hz:g} Hz"
+            )
+    return Windower.of(manifests, ring_samples)
+
+
+def stream(
+    samples: Iterable[object],
+    models: Sequence[Pipeline],
+    *,
+    on_error: Callable[[TinyLCMError], object] | None = None,
+) -> Iterator[Prediction]:
+    """Predict every window of one stream with one or several models, each at its own window and hop, over one ring.
+
+    Args:
+        samples: see `Pipeline.stream`.
+        models: pipelines that take the same channels at the same rate; `Prediction.model` says whose it is.
+        on_error: see `Pipeline.stream`.
+
+    Raises:
+        ConfigError: the models do not take the same samples, or a model with state was taken over by another stream.
+        ModelError: a model failed on a window and `on_error` was not given.
+    """
+    feed = _Feed(models, on_error)
     for item in samples:
-        if isinstance(item, np.ndarray) and item.ndim == 2 and len(item) > CHUNK_ROWS:
-            for start in range(0, len(item), CHUNK_ROWS):
-                yield item[start : start + CHUNK_ROWS]
-        else:
-            yield item
+        for part in _parts(item):
+            for due in feed.renewed().feed(part):
+                reader = feed.judge(due)
+                if reader is not None and (prediction := feed.predict(reader)) is not None:
+                    yield prediction
+            feed.count()
+
+
+class _Feed:
+    """Samples of one stream in, due windows out, for `stream` and `astream`."""
+
+    def __init__(self, models: Sequence[Pipeline], on_error: Callable[[TinyLCMError], object] | None) -> None:
+        if not models:
+            raise ConfigError("a stream needs at least one model")
+        self._pipelines = list(models)
+        self._strict = on_error is None
+        self._report = on_error or _LogErrors()
+        self._models: list[LoadedModel] = []
+        self._deciders: list[Decider] = []
+        self._begin()
+
+    def _begin(self) -> None:
+        """Take the models as they are now; the ring stays when a swap has left the windows as they were."""
+        current = [pipeline._model for pipeline in self._pipelines]
+        for pipeline, model in zip(self._pipelines, current, strict=True):
+            if not model.streams:
+                raise ConfigError(
+                    f"model {model.manifest.name} takes several inputs, or no samples: call `infer` for each window"
+                )
+            with pipeline._lock:
+                pipeline._owner = self
+                model.backend.reset()
+        cut = [(model.manifest.layout, model.manifest.window) for model in current]
+        if cut != [(model.manifest.layout, model.manifest.window) for model in self._models]:
+            self._windower = make_windower([model.manifest for model in current], self._pipelines[0]._ring_samples)
+        self._models = current
+        self._deciders = [make_decider(model.manifest) for model in current]
+        self._places = dict(
+            zip(self._windower.readers, zip(self._pipelines, current, self._deciders, strict=True), strict=True)
+        )
+
+    def renewed(self) -> Windower:
+        """The windower of the models as they are now."""
+        for pipeline, model in zip(self._pipelines, self._models, strict=True):
+            if pipeline._model is not model:
+                self._begin()
+                break
+        return self._windower
+
+    def judge(self, due: Reader | InputError) -> Reader | None:
+        """A reader whose window is due; None for an error, which is reported."""
+        self.count()
+        if isinstance(due, InputError):
+            self._report(due)
+            return None
+        return due
+
+    def count(self) -> None:
+        """Hand the windower's counts on to the metrics; let go of what models and deciders remember before a gap."""
+        counts = self._windower.take_counts()
+        if counts is None:
+            return
+        for pipeline, model, decider in zip(self._pipelines, self._models, self._deciders, strict=True):
+            model.metrics.count_samples(astuple(counts))
+            model.engine.missing += counts.missing
+            if counts.restarts:
+                decider.restart()
+                with pipeline._lock:
+                    model.backend.reset()
+
+    def predict(self, reader: Reader) -> Prediction | None:
+        """Predict the window that a reader has due; None when the model failed on it."""
+        pipeline, model, decider = self._places[reader]
+        with pipeline._lock:
+            if model.stateful and pipeline._owner is not self:
+                raise ConfigError(
+                    f"model {model.manifest.name} keeps state between windows, and another stream has taken it over"
+                )
+            try:
+                prediction = model.engine.infer_reader(reader, decider)
+            except ModelError as error:
+                pipeline._count_failure(model, error)
+                if self._strict:
+                    raise
+                failure = error
+            else:
+                if prediction.drift or pipeline._capture is not None:
+                    pipeline._observe(model, prediction)
+                return prediction
+        self._report(failure)
+        return None
+
+
+async def _as_async(samples: Iterable[object]) -> AsyncIterator[object]:
+    """A plain iterator as an asynchronous one: each item is waited for in a thread, since a source may block."""
+    iterator, end = iter(samples), object()
+    while (item := await asyncio.to_thread(next, iterator, end)) is not end:
+        yield item
+
+
+def _parts(item: object) -> Iterable[object]:
+    """Cut large blocks, so that a swap takes effect inside of them."""
+    if isinstance(item, np.ndarray) and item.ndim == 2 and len(item) > CHUNK_ROWS:
+        return [item[start : start + CHUNK_ROWS] for start in range(0, len(item), CHUNK_ROWS)]
+    if type(item) is Block and isinstance(item.values, np.ndarray) and isinstance(item.times_s, np.ndarray):
+        if item.times_s.shape == item.values.shape[:1] and len(item.values) > CHUNK_ROWS:
+            places = range(0, len(item.values), CHUNK_ROWS)
+            return [Block(item.values[i : i + CHUNK_ROWS], item.times_s[i : i + CHUNK_ROWS]) for i in places]
+    return (item,)
 
 
 class _LogErrors:

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .errors import ModelError, TinyLCMError
+from .manifest import Manifest
 from .package import Package, load_package
 from .types import Json
 
@@ -39,10 +41,11 @@ def check_golden(package: Package) -> dict[str, Json]:
     golden = package.manifest.golden
     inputs = package.golden_inputs()
     if golden is None:
-        inputs = np.zeros((1, *package.manifest.input.shape[1:]), dtype=np.float32)
+        inputs = np.zeros((1, *package.manifest.window_shape), dtype=np.float32)
     latencies, error_max = [], 0.0
     for index, window in enumerate(inputs):
-        prediction = pipeline.infer(window)
+        pipeline.reset()
+        prediction = pipeline.infer(window if golden is not None else _zeros(package.manifest, window))
         latencies.append(prediction.latency_us)
         if golden is not None:
             difference = max(abs(a - b) for a, b in zip(prediction.scores, golden.scores[index], strict=True))
@@ -58,6 +61,12 @@ def check_golden(package: Package) -> dict[str, Json]:
         "error_max": error_max,
         "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
+
+
+def _zeros(manifest: Manifest, window: NDArray[np.float32]) -> object:
+    """A window of zeros, with the further inputs of a model that has some."""
+    others = {spec.name: np.zeros(spec.shape[1:], dtype=spec.dtype) for spec in manifest.inputs}
+    return {manifest.input.name: window, **others} if others else window
 
 
 def probe(path: Path, *, timeout_s: float, memory_bytes: int) -> dict[str, Json]:

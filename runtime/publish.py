@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -11,28 +12,29 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import open_backend
 from .checks import Fields
-from .errors import ConfigError, ModelError
+from .clock import SystemClock
+from .errors import ConfigError, InputError, ModelError
 from .files import read_bounded
 from .keys import Signer
-from .package import (
-    MODEL_MEMBERS,
-    PACKAGE_BYTES_MAX,
-    Golden,
-    InputSpec,
-    Manifest,
-    build_package,
-    parse_manifest,
-)
-from .pipeline import check_labels
-from .window import load_window
+from .loading import LoadedModel, Options, open_package
+from .manifest import PACKAGE_BYTES_MAX, Golden, Manifest, parse_manifest
+from .package import build_package, parse_package
 
 GOLDEN_WINDOWS: Final = 4
 GOLDEN_TOLERANCE: Final = 1e-3
 GOLDEN_SEED: Final = 20_261_123
-INPUT_KEYS: Final = ("name", "shape", "dtype", "channels", "units")
-WINDOW_KEYS: Final = ("samples", "hop", "rate_hz")
+GOLDEN_BYTES_MAX: Final = 4 << 20
+INPUT_KEYS: Final = ("name", "shape", "dtype", "channels", "units", "scale", "zero_point")
+WINDOW_KEYS: Final = (
+    "samples", "seconds", "hop", "hop_seconds", "rate_hz", "channels", "missing", "late", "duplicate",
+    "gap_samples_max",
+)  # fmt: skip
+MANIFEST_KEYS: Final = (
+    "name", "version", "format", "input", "output", "labels", "window", "security_counter", "monitors",
+    "reference", "correlation", "moments", "points", "embedding", "metadata", "inputs", "constants", "state",
+    "outputs", "stages", "preprocess", "postprocess", "budget",
+)  # fmt: skip
 _MANIFEST_BYTES_MAX: Final = 1 << 20
 
 
@@ -64,10 +66,7 @@ def read_manifest(path: Path) -> tuple[Manifest, float, Path | None]:
             document.update(loaded.value)
         except ValueError as error:
             raise ModelError(f"the reference {name} is not JSON: {error}") from error
-    Fields(document, "manifest", ModelError).refuse_unknown(
-        "name", "version", "format", "input", "output", "labels", "window", "security_counter", "monitors",
-        "reference", "correlation", "moments", "points", "embedding", "metadata",
-    )  # fmt: skip
+    Fields(document, "manifest", ModelError).refuse_unknown(*MANIFEST_KEYS)
     for table, known in (("input", INPUT_KEYS), ("window", WINDOW_KEYS)):
         Fields(document.get(table, {}), f"manifest.{table}", ModelError).refuse_unknown(*known)
     manifest = parse_manifest(document)
@@ -75,29 +74,38 @@ def read_manifest(path: Path) -> tuple[Manifest, float, Path | None]:
     return manifest, golden.number("tolerance", GOLDEN_TOLERANCE, low=0.0, high=1.0), file
 
 
-def _golden_windows(spec: InputSpec, manifest: Manifest, file: Path | None) -> NDArray[np.float32]:
+def _golden_windows(manifest: Manifest, file: Path | None, bounds: tuple[float, float] | None) -> NDArray[np.float32]:
     """Windows to try the model on: the publisher's, or drawn about the reference with a fixed seed."""
+    shape = manifest.window_shape
     if file is not None:
         try:
             windows = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ModelError(f"the golden windows {file} cannot be read: {error}") from error
-        if not isinstance(windows, np.ndarray) or windows.ndim != len(spec.shape) or len(windows) < 1:
-            raise ModelError(f"{file}: expected an array of windows [count, {', '.join(map(str, spec.shape[1:]))}]")
+        if not isinstance(windows, np.ndarray) or windows.shape[1:] != shape or len(windows) < 1:
+            raise ModelError(f"{file}: expected an array of windows [count, {', '.join(map(str, shape))}]")
         return np.ascontiguousarray(windows[:1000], dtype=np.float32)
     rng = np.random.default_rng(GOLDEN_SEED)
-    windows = rng.standard_normal((GOLDEN_WINDOWS, *spec.shape[1:]))
+    count = max(1, min(GOLDEN_WINDOWS, GOLDEN_BYTES_MAX // (4 * math.prod(shape))))
+    if manifest.image is not None:
+        return rng.integers(0, 256, (count, *shape)).astype(np.float32)
+    if bounds is not None and not manifest.preprocess:
+        return rng.uniform(*bounds, (count, *shape)).astype(np.float32)
+    windows = rng.standard_normal((count, *shape))
     channels = manifest.reference.get("input", ())
-    if len(channels) == spec.shape[-1]:
+    if len(channels) == shape[-1]:
         windows = windows * [channel.std for channel in channels] + [channel.mean for channel in channels]
     return windows.astype(np.float32)
 
 
 def build(model_path: Path, manifest_path: Path, key_path: Path) -> bytes:
-    """Build and sign a package from a model file, its model.toml and a release key.
+    """Build and sign a package from a model file, or a folder of stages, its model.toml and a release key.
 
     The model is loaded, run on the golden windows, and its scores are stored, so that a device can tell whether it
     computes the same.
+
+    Args:
+        model_path: the model; for a chain, a folder with `stage0.tflite`, `stage1.npz` and so on, by their formats.
 
     Raises:
         ConfigError: a file or key is missing, or the key has expired.
@@ -105,27 +113,44 @@ def build(model_path: Path, manifest_path: Path, key_path: Path) -> bytes:
     """
     manifest, tolerance, golden_file = read_manifest(manifest_path)
     signer = Signer.load(key_path)
-    if not model_path.is_file():
-        raise ConfigError(f"the model {model_path} does not exist")
-    model = read_bounded(model_path, PACKAGE_BYTES_MAX)
-    backend = open_backend(
-        manifest.format,
-        model,
-        output=manifest.output,
-        shape=manifest.input.shape,
-        embedding=manifest.embedding or None,
+    members = _read_members(manifest, model_path)
+    package = parse_package(build_package(replace(manifest, golden=None), members, signer), None)
+    model = LoadedModel(
+        manifest,
+        open_package(package, Options()),
+        extra_monitors=(),
+        clock=SystemClock(),
+        options=Options(),
+        session="golden",
     )
-    if backend.input_name != manifest.input.name:
-        raise ModelError(f"the model's input is {backend.input_name!r}, the manifest says {manifest.input.name!r}")
-    check_labels(manifest, backend)
-    windows = _golden_windows(manifest.input, manifest, golden_file)
+    if manifest.inputs:
+        return build_package(manifest, members, signer)  # golden windows are of one input
+    windows = _golden_windows(manifest, golden_file, model.real_range)
     scores = []
     for window in windows:
-        load_window(manifest.input, window, backend.input)
-        backend.run()
-        if not np.isfinite(backend.scores).all():
-            raise ModelError("the model gives NaN or infinite scores on a golden window")
-        scores.append(tuple(backend.scores.tolist()))
+        model.backend.reset()
+        model.engine.decider.restart()
+        try:
+            scores.append(model.engine.infer(window).scores)
+        except InputError as error:
+            raise ModelError(f"a golden window does not fit the model: {error}") from error
+        except ModelError as error:
+            raise ModelError(f"the model fails on a golden window: {error}") from error
     manifest = replace(manifest, golden=Golden(len(windows), tolerance, tuple(scores)))
-    members = {MODEL_MEMBERS[manifest.format]: model, "golden.f32": windows.astype("<f4").tobytes()}
+    members["golden.f32"] = windows.astype("<f4").tobytes()
     return build_package(manifest, members, signer)
+
+
+def _read_members(manifest: Manifest, model_path: Path) -> dict[str, bytes]:
+    """The files of the package, as it names them."""
+    if not manifest.stages:
+        if not model_path.is_file():
+            raise ConfigError(f"the model {model_path} does not exist")
+        return {name: read_bounded(model_path, PACKAGE_BYTES_MAX) for _, name in manifest.models()}
+    names = [name for _, name in manifest.models()]
+    if not model_path.is_dir():
+        raise ConfigError(f"a chain is built from a folder with {', '.join(names)}; {model_path} is none")
+    missing = [name for name in names if not (model_path / name).is_file()]
+    if missing:
+        raise ConfigError(f"the folder {model_path} has no {', '.join(missing)}; it takes {', '.join(names)}")
+    return {name: read_bounded(model_path / name, PACKAGE_BYTES_MAX) for name in names}

@@ -10,7 +10,8 @@ from typing import Final
 from .errors import DeviceError, ModelError
 from .files import make_folder, read_bounded, read_verified, write_atomic
 from .keys import Trust
-from .package import NAME, PACKAGE_BYTES_MAX, Package, parse_package
+from .manifest import NAME, PACKAGE_BYTES_MAX
+from .package import Package, parse_package
 from .slots import Held, Slot, slot_from_json, slot_to_json
 from .wire import canonical_json
 

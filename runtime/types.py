@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from tinylcm._ext.prediction import Prediction as Prediction
+
 Stream: TypeAlias = Literal["events", "details"]
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 Payload: TypeAlias = Mapping[str, Json]
@@ -55,33 +57,6 @@ class Alarm:
     p_value: float | None = None
     arl0: float | None = None
     monitors: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a model says of one window.
-
-    Attributes:
-        id: unique for this device, for `Device.label`.
-        label: the winning class.
-        confidence: its score, 0 to 1.
-        scores: one score a label, in the order of the labels.
-        latency_us: the whole of `infer`, checks and monitors included, in microseconds.
-        drift: alarms raised at this window, empty when there is none.
-        model, version: what predicted; version is empty for a plain model file.
-        first_sample, last_sample: the window's place in the stream, counted from 0; -1 outside of a stream.
-    """
-
-    id: str
-    label: str
-    confidence: float
-    scores: tuple[float, ...]
-    latency_us: float
-    drift: tuple[Alarm, ...] = ()
-    model: str = ""
-    version: str = ""
-    first_sample: int = -1
-    last_sample: int = -1
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinylcm.package import PACKAGE_BYTES_MAX
+from tinylcm.manifest import PACKAGE_BYTES_MAX
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 from tinylcm.files import read_bounded
 from tinylcm.keys import Trust
-from tinylcm.package import PACKAGE_BYTES_MAX, Package, parse_package
+from tinylcm.manifest import PACKAGE_BYTES_MAX
+from tinylcm.package import Package, parse_package
 
 from .auth import audit
 from .db import Connection, Database, Page, decode_cursor, paged, row, rows

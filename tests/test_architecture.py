@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.source_tree
 
-BOTTOM = {"errors", "types", "checks", "clock", "version", "files", "wire", "config", "keys", "package"}
+BOTTOM = {
+    "errors", "types", "checks", "clock", "version", "files", "wire", "config", "keys", "package", "manifest",
+    "preprocess", "arrays", "capture",
+}  # fmt: skip
 # What each room of the runtime may import from, beside the bottom and `_ext`. Downwards only.
 RUNTIME = {
     "stats": set(),
@@ -20,6 +23,9 @@ RUNTIME = {
     "backends": set(),
     "window": set(),
     "metrics": {"stats"},
+    "system": set(),
+    "prometheus": {"metrics", "system"},
+    "status": set(),
     "monitors": {"drift", "stats", "calibration"},
     "segments": set(),
     "log": {"segments"},
@@ -29,21 +35,27 @@ RUNTIME = {
     "sync": set(),
     "http": set(),
     "identity": set(),
-    "sources": set(),
+    "sources": {"window"},
     "doctor": set(),
-    "pipeline": {"backends", "window", "metrics", "monitors", "drift", "stats"},
+    "loading": {"backends", "window", "metrics", "monitors", "drift"},
+    "pipeline": {"backends", "loading", "window", "metrics", "monitors", "drift", "stats"},
+    "worker": set(),
+    "bench": {"loading", "pipeline", "metrics"},
     "calibration": {"drift"},
     "tables": set(),
     "drift_report": {"calibration", "tables", "drift_page"},
     "drift_page": {"drift_report"},
     "probe": {"pipeline"},
-    "publish": {"backends", "pipeline", "window"},
-    "agent": {"http", "identity", "journal", "pipeline", "probe", "slots", "store", "sync"},
-    "device": {"agent", "http", "identity", "journal", "metrics", "pipeline", "slots", "store", "sync"},
-}
+    "publish": {"loading", "pipeline", "window"},
+    "agent": {"backends", "http", "identity", "journal", "pipeline", "probe", "slots", "store", "sync"},
+    "device": {
+        "agent", "http", "identity", "journal", "loading", "metrics", "pipeline", "slots", "status", "store", "sync",
+        "system",
+    },
+}  # fmt: skip
 PURE = {"slots", "sync"}
 FORBIDDEN_IN_PURE = {"socket", "pathlib", "os", "time", "urllib3", "datetime", "subprocess", "threading", "sqlite3"}
-SERVER_MAY = {"wire", "package", "stats", "drift", "files", "errors", "keys", "checks", "types", "clock", "version"}
+SERVER_MAY = {"wire", "package", "manifest", "stats", "drift", "files", "errors", "keys", "checks", "types", "clock", "version"}
 ROUTES_MAY_NOT_BE_IMPORTED_BELOW = {"starlette", "uvicorn"}
 LOGIC = {"fleet", "registry", "deployments", "ingest", "drifthub", "reports", "db", "store", "models"}
 

@@ -1818,17 +1818,41 @@ cdef class Summary:
         self.sketch.clear()
 
 
+cdef enum:
+    QUARTERS = 4  # buckets to each doubling
+    FIRST = -2  # the first bucket ends at 2**-2 us
+
+
+STAGE_NAMES = ("load", "run", "post", "monitors")
+
+
+cdef inline Py_ssize_t bucket_of(double x) noexcept nogil:
+    """The bucket of a time in microseconds: log-linear, four to each doubling, by the bits of the number."""
+    cdef uint64_t bits
+    cdef Py_ssize_t place
+    if not x > 0.25:
+        return 0
+    memcpy(&bits, &x, sizeof(bits))
+    # Exponent and the two leading bits of the mantissa are the bucket.
+    place = <Py_ssize_t>(bits >> 50) - ((1023 + FIRST) << 2) + 1
+    return place if place < BUCKETS else BUCKETS - 1
+
+
+def bucket_bounds():
+    """Upper ends of the buckets in microseconds; the last one has none."""
+    cdef Py_ssize_t i
+    bounds = [0.25]
+    for i in range(BUCKETS - 2):
+        bounds.append(2.0 ** (FIRST + i // QUARTERS) * (1 + (i % QUARTERS + 1) / QUARTERS))
+    return bounds
+
+
 @cython.final
 cdef class MetricsRing:
-    """The newest `capacity` (latency, confidence, label) and the summaries since the last `clear`."""
+    """The newest `capacity` predictions, and since the last `clear` their summaries and latency histograms.
 
-    cdef double* _latency
-    cdef double* _confidence
-    cdef int* _label
-    cdef long long* _counts
-    cdef readonly Py_ssize_t capacity, labels
-    cdef readonly long long total
-    cdef readonly Summary latency_us, confidence
+    One writer, the holder of the pipeline's lock; what reads copies.
+    """
 
     def __cinit__(self, Py_ssize_t capacity, Py_ssize_t labels):
         if not 1 <= capacity <= (1 << 24) or not 1 <= labels <= (1 << 20):
@@ -1843,6 +1867,9 @@ cdef class MetricsRing:
             raise MemoryError("no memory for a metrics ring")
         self.latency_us = Summary(0.01, 1536, 0.01)
         self.confidence = Summary(0.01, 512, 1e-4)
+        # As their base: the hot route calls them in C without knowing more of them.
+        self._latency_moments, self._latency_sketch = self.latency_us.moments, self.latency_us.sketch
+        self._confidence_moments, self._confidence_sketch = self.confidence.moments, self.confidence.sketch
 
     def __dealloc__(self):
         free(self._latency)
@@ -1850,25 +1877,41 @@ cdef class MetricsRing:
         free(self._label)
         free(self._counts)
 
-    def update(self, double latency_us, double confidence, int label):
-        """Take one prediction: microseconds, 0 to 1, index of the label."""
-        cdef Py_ssize_t place = self.total % self.capacity
-        if not 0 <= label < self.labels:
-            raise ValueError(f"label {label} of {self.labels}")
-        self._latency[place] = latency_us
-        self._confidence[place] = confidence
-        self._label[place] = label
+    cdef void put(self, const double* stages_us, Py_ssize_t stages, double latency_us, double confidence,
+                  int label) noexcept nogil:
+        """Take one prediction: the stages' times and their sum in microseconds, 0 to 1, index of the label."""
+        cdef Py_ssize_t i
+        for i in range(stages if stages < STAGES else STAGES):
+            self._histograms[i][bucket_of(stages_us[i])] += 1
+            self._sums[i] += stages_us[i]
+        self._histograms[STAGES][bucket_of(latency_us)] += 1
+        self._sums[STAGES] += latency_us
+        self._latency[self._place] = latency_us
+        self._confidence[self._place] = confidence
+        self._label[self._place] = label
+        self._place = self._place + 1 if self._place + 1 < self.capacity else 0
         self._counts[label] += 1
         self.total += 1
-        self.latency_us.moments._push(latency_us)
-        self.latency_us.sketch._push(latency_us)
-        self.confidence.moments._push(confidence)
-        self.confidence.sketch._push(confidence)
+        self._latency_moments._push(latency_us)
+        self._latency_sketch._push(latency_us)
+        self._confidence_moments._push(confidence)
+        self._confidence_sketch._push(confidence)
+
+    def update(self, double latency_us, double confidence, int label):
+        """Take one prediction without the times of its stages: microseconds, 0 to 1, index of the label."""
+        if not 0 <= label < self.labels:
+            raise ValueError(f"label {label} of {self.labels}")
+        self.put(NULL, 0, latency_us, confidence, label)
 
     def counts(self):
         """Predictions of each label since the last `clear`."""
         cdef Py_ssize_t i
         return [self._counts[i] for i in range(self.labels)]
+
+    def histogram(self, str stage="total"):
+        """Counts of a stage's latencies in the buckets of `bucket_bounds`, and their sum in microseconds, from the start."""
+        cdef Py_ssize_t i, which = STAGES if stage == "total" else STAGE_NAMES.index(stage)
+        return [self._histograms[which][i] for i in range(BUCKETS)], self._sums[which]
 
     def recent(self):
         """The ring's (latency, confidence, label), oldest first."""
@@ -1879,7 +1922,7 @@ cdef class MetricsRing:
         ]
 
     def clear(self):
-        """Begin new summaries; the ring keeps what it holds."""
+        """Begin new summaries; the ring and the histograms, which count from the start, keep what they hold."""
         self.latency_us.clear()
         self.confidence.clear()
         memset(self._counts, 0, <size_t>self.labels * sizeof(long long))

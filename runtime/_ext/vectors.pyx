@@ -3,7 +3,7 @@
 A row with a value that is not usable is passed over as a whole and counted in `ignored`.
 """
 
-from cpython.buffer cimport PyBuffer_Release
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from libc.math cimport INFINITY, NAN, cos, fabs, sqrt
 from libc.stdlib cimport free
 from libc.string cimport memset
@@ -740,9 +740,24 @@ cdef class BinnedKS(Histograms):
 
     def update(self, rows):
         """Take a row `[d]` or rows `[n, d]` and look once; whether that raised an alarm."""
+        cdef Py_buffer view
+        try:
+            PyObject_GetBuffer(rows, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+        except (TypeError, BufferError, ValueError):
+            pass
+        else:
+            try:
+                if view.ndim and view.ndim <= 2 and view.shape[view.ndim - 1] == self.d and view.format != NULL:
+                    if view.format[0] == c"f":
+                        return self._take_rows(<const float*>view.buf, NULL, view.len // (4 * self.d))
+                    if view.format[0] == c"d":
+                        return self._take_rows(NULL, <const double*>view.buf, view.len // (8 * self.d))
+            finally:
+                PyBuffer_Release(&view)
+        return self._take_array(rows)
+
+    def _take_array(self, rows):
         cdef const float[:, ::1] block
-        cdef Py_ssize_t i, j
-        cdef bint good
         try:
             with np.errstate(over="ignore"):  # too large for float32 is infinite, and passed over
                 array = np.asarray(rows, dtype=np.float32, order="C")
@@ -753,15 +768,20 @@ cdef class BinnedKS(Histograms):
         if array.ndim != 2 or array.shape[1] != self.d:
             raise InputError(f"expected rows of {self.d} values, got shape {list(np.shape(rows))}")
         block = array
+        return self._take_rows(&block[0, 0] if block.shape[0] else NULL, NULL, block.shape[0])
+
+    cdef bint _take_rows(self, const float* block, const double* doubles, Py_ssize_t rows) noexcept:
+        cdef Py_ssize_t i, j
+        cdef bint good
         self.drift_detected = False
         if self._over:
             self._over = False
             self._begin()
-        for i in range(block.shape[0]):
+        for i in range(rows):
             self.index += 1
             good = True
             for j in range(self.d):
-                self._scratch[j] = block[i, j]
+                self._scratch[j] = <float>doubles[i * self.d + j] if block is NULL else block[i * self.d + j]
                 good = good and usable(self._scratch[j])
             if good:
                 self._push_bins(self._scratch)

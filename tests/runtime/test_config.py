@@ -49,4 +49,4 @@ def test_files_that_are_missing_or_no_toml_say_so(tmp_path: Path) -> None:
 def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     (tmp_path / "device.toml").write_text('[device]\ndata = "d"\n[models.a]\npackage = "a.tlm"\n')
     config = load_config(tmp_path / "device.toml")
-    assert config.data == tmp_path.resolve() / "d" and config.packages == {"a": tmp_path.resolve() / "a.tlm"}
+    assert config.data == tmp_path.resolve() / "d" and config.models["a"].package == tmp_path.resolve() / "a.tlm"

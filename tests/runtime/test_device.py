@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 from models import linear_model, make_package, make_signer, manifest_of, write_keys
 from tinylcm import ConfigError, Device, DeviceError, ModelError, ServerError, WireError
-from tinylcm.config import DeviceConfig, TrialConfig
+from tinylcm.config import DeviceConfig, ModelConfig, TrialConfig
 from tinylcm.device import enrol
-from tinylcm.package import MonitorSpec, build_package
+from tinylcm.manifest import MonitorSpec
+from tinylcm.package import build_package
 from tinylcm.slots import State
+
+
+def _package(config: DeviceConfig) -> Path:
+    path = config.models["gesture"].package
+    assert path is not None
+    return path
 
 
 @pytest.fixture
@@ -22,7 +29,7 @@ def config(tmp_path: Path) -> DeviceConfig:
     write_keys(data / "trust", make_signer())
     package = tmp_path / "gesture.tlm"
     package.write_bytes(make_package())
-    return DeviceConfig(data, metrics_interval_s=0.05, trial=TrialConfig(windows=10), packages={"gesture": package})
+    return DeviceConfig(data, metrics_interval_s=0.05, trial=TrialConfig(windows=10), models={"gesture": ModelConfig(package)})
 
 
 def test_a_stand_alone_device_streams_confirms_and_journals(config: DeviceConfig) -> None:
@@ -87,10 +94,10 @@ def test_two_processes_cannot_hold_one_device(config: DeviceConfig) -> None:
 
 
 def test_a_configured_package_that_is_not_trusted_is_refused(config: DeviceConfig) -> None:
-    config.packages["gesture"].write_bytes(make_package(signer=make_signer(5)))
+    _package(config).write_bytes(make_package(signer=make_signer(5)))
     with pytest.raises(ModelError, match="not trusted here"):
         Device.open(config)
-    config.packages["gesture"].write_bytes(make_package())
+    _package(config).write_bytes(make_package())
     Device.open(config).close()  # and the folder is free again
 
 
@@ -111,7 +118,7 @@ def test_monitors_go_on_after_a_restart_and_a_torn_state_is_no_obstacle(
     )
     package = config.data / "monitored.tlm"
     package.write_bytes(build_package(manifest, {"model.onnx": linear_model()}, make_signer()))
-    config = replace(config, packages={"gesture": package})
+    config = replace(config, models={"gesture": ModelConfig(package)})
 
     def alarms(windows: int) -> int:
         with Device.open(config, background=False) as device:

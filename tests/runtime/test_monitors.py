@@ -22,8 +22,8 @@ from tinylcm.drift import (
     PageHinkley,
 )
 from tinylcm.errors import ConfigError, InputError, ModelError
+from tinylcm.manifest import FeatureReference, InputSpec, Manifest, MonitorSpec, WindowSpec, parse_manifest
 from tinylcm.monitors import Monitor, MonitorSet, PValueMonitor, build_monitors, watch
-from tinylcm.package import FeatureReference, InputSpec, Manifest, MonitorSpec, WindowSpec, parse_manifest
 
 RNG = np.random.default_rng(8)
 REFERENCE = {

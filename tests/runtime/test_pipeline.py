@@ -24,7 +24,8 @@ from models import (
 )
 from tinylcm import Alarm, ConfigError, DeviceError, InputError, ModelError, Pipeline
 from tinylcm.drift import PageHinkley
-from tinylcm.package import InputSpec, MonitorSpec, WindowSpec, build_package, parse_package
+from tinylcm.manifest import InputSpec, MonitorSpec, WindowSpec
+from tinylcm.package import build_package, parse_package
 
 
 @pytest.fixture
@@ -149,7 +150,7 @@ def test_scores_that_are_not_finite_are_an_error_and_the_stream_goes_on(tmp_path
     path = tmp_path / "log.onnx"
     path.write_bytes(log_model())
     pipeline = Pipeline(path)
-    with pytest.raises(ModelError, match="holds NaN"):
+    with pytest.raises(ModelError, match="hold NaN"):
         pipeline.infer([-1.0, 1.0])
     errors: list[Exception] = []
     assert len(list(pipeline.stream([[-1.0, 1.0], [1.0, 2.0]], on_error=errors.append))) == 1

@@ -80,7 +80,7 @@ def test_the_reference_comes_from_its_file(files: dict[str, Path], tmp_path: Pat
         ('output = "scores"', 'output = "logits"', "no output 'logits'"),
         ("samples = 1", "samples = 7", "does not fit the model's input"),
         ("samples = 1", "samples = 1\nstride = 2", "stride: is not known here"),
-        ('format = "onnx"', 'format = "pickle"', "is 'pickle'; supported: onnx"),
+        ('format = "onnx"', 'format = "pickle"', "is 'pickle', expected a backend's name"),
         ("[metadata]", "[metadatta]", "metadatta: is not known here"),
     ],
 )

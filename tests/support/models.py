@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tinylcm.keys import KeySet, PrivateKey, ReleaseKey, Signer, Trust, fingerprint
-from tinylcm.package import Golden, InputSpec, Manifest, WindowSpec, build_package
+from tinylcm.manifest import Golden, InputSpec, Manifest, WindowSpec
+from tinylcm.package import build_package
 
 YEAR_2100 = 4_102_444_800
 

@@ -1,0 +1,370 @@
+"""Which inputs to keep, for review and for training: by a policy, within a budget, as private as wanted."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import random
+import threading
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from tinylcm._ext.stats import window_moments
+
+from .checks import Fields
+from .clock import Clock
+from .errors import ConfigError
+from .types import Alarm, Json, Payload, Prediction
+
+PRIVACY: Final = ("full", "features", "hashed", "none")
+WAITING_MAX: Final = 256  # kept windows that no one has fetched yet
+DAY_S: Final = 86_400.0
+HOUR_S: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class CapturePolicy:
+    """Which windows are kept. Each rule stands for itself; 0 turns it off.
+
+    Attributes:
+        every_nth: one of so many windows.
+        confidence_below: windows whose confidence is lower.
+        entropy_above: windows whose scores have more bits of entropy.
+        margin_below: windows whose two greatest scores lie nearer together: near a decision boundary.
+        around_alarm: windows before and after a drift alarm: `pre_roll` and `post_roll` of them.
+        per_class: so many of each label a day, the first ones.
+        reservoir: so many a day, each window with the same probability (algorithm R: Vitter, ACM TOMS 1985).
+        bytes_per_day: budget; what goes beyond is counted and not kept.
+        writes_per_hour: how often kept windows are handed to the disk, at most: flash wears out by writes.
+        privacy: `full` keeps the window, `features` the mean and deviation of each channel, `hashed` a keyed hash, by
+            which a window that is found elsewhere can be recognised, `none` nothing at all.
+    """
+
+    every_nth: int = 0
+    confidence_below: float = 0.0
+    entropy_above: float = 0.0
+    margin_below: float = 0.0
+    around_alarm: bool = False
+    pre_roll: int = 8
+    post_roll: int = 8
+    per_class: int = 0
+    reservoir: int = 0
+    bytes_per_day: int = 1 << 20
+    writes_per_hour: int = 60
+    privacy: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.privacy not in PRIVACY:
+            raise ConfigError(f"privacy is {self.privacy!r}, expected {', '.join(PRIVACY)}")
+        for name in ("every_nth", "pre_roll", "post_roll", "per_class", "reservoir", "bytes_per_day"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, expected at least 0")
+        if self.pre_roll > 4096 or self.reservoir > WAITING_MAX or self.writes_per_hour < 1:
+            raise ConfigError(f"expected pre_roll <= 4096, reservoir <= {WAITING_MAX} and writes_per_hour >= 1")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything can ever be kept."""
+        rules = (self.every_nth, self.confidence_below, self.entropy_above, self.margin_below, self.around_alarm)
+        return self.privacy != "none" and any((*rules, self.per_class, self.reservoir))
+
+
+def parse_capture(place: Fields) -> CapturePolicy:
+    """A policy from a configuration's table.
+
+    Raises:
+        ConfigError: with the key that is wrong.
+    """
+    default = CapturePolicy()
+    place.refuse_unknown(*(item.name for item in fields(CapturePolicy)))
+    values: dict[str, Any] = {}
+    for item in fields(CapturePolicy):
+        if item.name not in place:
+            continue
+        kind = type(getattr(default, item.name))
+        if kind is float:
+            values[item.name] = place.number(item.name, low=0.0, high=1e6)
+        elif kind is int:
+            values[item.name] = place.natural(item.name, high=1 << 40)
+        else:
+            values[item.name] = place.typed(item.name, kind)
+    try:
+        return CapturePolicy(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{place.where}: {error}") from error
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A window that waits to be handed over."""
+
+    payload: dict[str, Json]
+    size: int
+    reserved: bool = False
+
+
+class Capturer:
+    """Applies a policy: `offer` each window, `flush` from time to time.
+
+    Args:
+        policy: what to keep.
+        emit: takes each kept window's payload, in `flush`.
+        clock: monotonic time for the budget: no wall clock can refill it.
+        salt: key of the hashes, a secret of this device.
+        seed: of the reservoir's random numbers.
+
+    `offer` does no I/O and, for a window that is not kept, no copy but the pre-roll's. Another thread may call `flush`.
+
+    Attributes:
+        kept: windows handed over or waiting, by reason.
+        refused: windows that a rule wanted and the budget did not allow.
+        lost: windows given up because nobody flushed.
+    """
+
+    def __init__(
+        self,
+        policy: CapturePolicy,
+        emit: Callable[[Payload], object],
+        clock: Clock,
+        *,
+        salt: bytes = b"",
+        seed: int | None = None,
+    ) -> None:
+        self.policy = policy
+        self._emit, self._clock, self._salt = emit, clock, salt[:64]
+        self._lock = threading.Lock()
+        self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
+        self._waiting: deque[_Kept] = deque()
+        self._pool: list[_Kept] = []
+        self._budget = float(policy.bytes_per_day)
+        self._filled_s = self._day_s = clock.monotonic_s()
+        self._flushed_s = -math.inf
+        self._windows = self._seen_today = 0
+        self._today: dict[str, int] = {}
+        self._post_roll = 0
+        self._pre: NDArray[np.float32] | None = None
+        self._pre_predictions: list[Prediction | None] = []
+        self._pre_next = 0
+        self.kept: dict[str, int] = {}
+        self.refused = 0
+        self.lost = 0
+
+    def offer(self, window: NDArray[np.float32], prediction: Prediction, alarms: Sequence[Alarm] = ()) -> bool:
+        """Look at a window; whether it was kept.
+
+        Args:
+            window: float32 `[samples, channels]`, valid during the call only.
+            prediction: what the model says of it.
+            alarms: raised at it.
+        """
+        policy = self.policy
+        if not policy.active:
+            return False
+        self._windows += 1
+        reasons = self._reasons(prediction)
+        if policy.around_alarm:
+            if alarms:
+                self._keep_pre_roll()
+                self._post_roll = policy.post_roll + 1
+            if self._post_roll:
+                self._post_roll -= 1
+                reasons.append("alarm")
+            else:
+                self._remember(window, prediction)
+        kept = bool(reasons) and self._keep(window, prediction, reasons)
+        if policy.reservoir:
+            kept = self._draw(window, prediction) or kept
+        return kept
+
+    def _reasons(self, prediction: Prediction) -> list[str]:
+        policy, reasons = self.policy, []
+        if policy.every_nth and self._windows % policy.every_nth == 0:
+            reasons.append("every_nth")
+        if prediction.confidence < policy.confidence_below:
+            reasons.append("confidence")
+        if policy.entropy_above and _entropy(prediction.scores) > policy.entropy_above:
+            reasons.append("entropy")
+        if policy.margin_below and _margin(prediction.scores) < policy.margin_below:
+            reasons.append("margin")
+        if policy.per_class:
+            self._new_day()
+            if self._today.get(prediction.label, 0) < policy.per_class:
+                self._today[prediction.label] = self._today.get(prediction.label, 0) + 1
+                reasons.append("per_class")
+        return reasons
+
+    def _new_day(self) -> None:
+        """Quotas are of a day since the start, whatever the wall clock says."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._day_s >= DAY_S:
+            self._day_s = now_s
+            self._today.clear()
+            self._seen_today = 0
+            with self._lock:
+                self._release_pool()
+
+    def _remember(self, window: NDArray[np.float32], prediction: Prediction) -> None:
+        """Into the ring of windows that an alarm makes worth keeping."""
+        count = self.policy.pre_roll
+        if not count:
+            return
+        if self._pre is None or self._pre.shape[1:] != window.shape:
+            self._pre = np.zeros((count, *window.shape), dtype=np.float32)
+            self._pre_predictions = [None] * count
+            self._pre_next = 0
+        self._pre[self._pre_next] = window
+        self._pre_predictions[self._pre_next] = prediction
+        self._pre_next = (self._pre_next + 1) % count
+
+    def _keep_pre_roll(self) -> None:
+        if self._pre is None:
+            return
+        count = len(self._pre)
+        for step in range(count):
+            place = (self._pre_next + step) % count
+            prediction = self._pre_predictions[place]
+            if prediction is not None:
+                self._keep(self._pre[place], prediction, ["pre_roll"])
+            self._pre_predictions[place] = None
+
+    def _payload(self, window: NDArray[np.float32], prediction: Prediction, reasons: list[str]) -> dict[str, Json]:
+        privacy = self.policy.privacy
+        payload: dict[str, Json] = {
+            "prediction": prediction.id,
+            "model": prediction.model,
+            "version": prediction.version,
+            "label": prediction.label,
+            "confidence": prediction.confidence,
+            "reasons": list(reasons),
+            "captured_ns": self._clock.boot_ns(),
+            "privacy": privacy,
+            "shape": [int(n) for n in window.shape],
+        }
+        content = np.ascontiguousarray(window, dtype="<f4").tobytes()
+        if privacy == "full":
+            payload["encoding"] = "zlib+base64 of float32, little-endian"
+            payload["data"] = base64.b64encode(zlib.compress(content, 1)).decode("ascii")
+        elif privacy == "features":
+            mean, std = np.zeros(window.shape[1]), np.zeros(window.shape[1])
+            window_moments(np.ascontiguousarray(window), mean, std)
+            payload["mean"], payload["std"] = [*map(float, mean)], [*map(float, std)]
+        else:
+            payload["hash"] = hashlib.blake2b(content, digest_size=32, key=self._salt).hexdigest()
+        return payload
+
+    def _make(self, window: NDArray[np.float32], prediction: Prediction, reasons: list[str]) -> _Kept | None:
+        """A kept window, paid for; None when the budget does not allow it."""
+        payload = self._payload(window, prediction, reasons)
+        size = sum(len(key) + len(str(value)) + 6 for key, value in payload.items())
+        now_s = self._clock.monotonic_s()
+        rate = self.policy.bytes_per_day / DAY_S
+        self._budget = min(float(self.policy.bytes_per_day), self._budget + max(0.0, now_s - self._filled_s) * rate)
+        self._filled_s = now_s
+        if size > self._budget:
+            self.refused += 1
+            return None
+        self._budget -= size
+        return _Kept(payload, size)
+
+    def _keep(self, window: NDArray[np.float32], prediction: Prediction, reasons: list[str]) -> bool:
+        with self._lock:
+            kept = self._make(window, prediction, reasons)
+            if kept is None:
+                return False
+            for reason in reasons:
+                self.kept[reason] = self.kept.get(reason, 0) + 1
+            if len(self._waiting) >= WAITING_MAX:
+                self._waiting.popleft()
+                self.lost += 1
+            self._waiting.append(kept)
+        return True
+
+    def _draw(self, window: NDArray[np.float32], prediction: Prediction) -> bool:
+        """The day's reservoir: it is handed over when the day ends, or with `close`."""
+        self._new_day()
+        self._seen_today += 1
+        place = len(self._pool)
+        if place >= self.policy.reservoir:
+            place = self._random.randrange(self._seen_today)
+            if place >= self.policy.reservoir:
+                return False
+        with self._lock:
+            kept = self._make(window, prediction, ["reservoir"])
+            if kept is None:
+                return False
+            self.kept["reservoir"] = self.kept.get("reservoir", 0) + 1
+            if place < len(self._pool):
+                self._budget += self._pool[place].size  # it was never written
+                self.kept["reservoir"] -= 1
+                self._pool[place] = kept
+            else:
+                self._pool.append(kept)
+        return True
+
+    def _release_pool(self) -> None:
+        for kept in self._pool:
+            if len(self._waiting) >= WAITING_MAX:
+                self._waiting.popleft()
+                self.lost += 1
+            self._waiting.append(kept)
+        self._pool.clear()
+
+    def flush(self, *, force: bool = False) -> int:
+        """Hand over what waits; how many. Not more often than the policy allows, unless forced (at the end)."""
+        now_s = self._clock.monotonic_s()
+        with self._lock:
+            if force:
+                self._release_pool()
+            if not force and now_s - self._flushed_s < HOUR_S / self.policy.writes_per_hour:
+                return 0
+            if not self._waiting:
+                return 0
+            self._flushed_s = now_s
+            ready = list(self._waiting)
+            self._waiting.clear()
+        for kept in ready:
+            self._emit(kept.payload)
+        return len(ready)
+
+    def stats(self) -> dict[str, Json]:
+        """Counts, and what is left of the budget."""
+        with self._lock:
+            return {
+                "kept": dict(self.kept),
+                "refused": self.refused,
+                "lost": self.lost,
+                "waiting": len(self._waiting) + len(self._pool),
+                "budget_bytes": int(self._budget),
+            }
+
+    def state(self) -> dict[str, Json]:
+        """What a restart must not refill: the budget that is left."""
+        return {"budget_bytes": self._budget}
+
+    def restore(self, state: object) -> None:
+        """Go on with the budget that was left; a state that is damaged leaves none.
+
+        The time that the device was off does not count.
+        """
+        left = state.get("budget_bytes") if isinstance(state, dict) else None
+        if not isinstance(left, int | float) or not math.isfinite(left):
+            left = 0.0
+        self._budget = min(float(self.policy.bytes_per_day), max(0.0, float(left)))
+        self._filled_s = self._clock.monotonic_s()
+
+
+def _entropy(scores: Sequence[float]) -> float:
+    return -sum(p * math.log2(p) for p in scores if p > 0)
+
+
+def _margin(scores: Sequence[float]) -> float:
+    if len(scores) < 2:
+        return math.inf
+    first, second = sorted(scores)[-1:-3:-1]
+    return first - second

@@ -1,0 +1,206 @@
+"""A model in a thread of its own, behind a bounded queue: the sensor's loop never waits for the model."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Final, Literal, Protocol
+
+from .errors import ConfigError, DeviceError, TinyLCMError
+from .types import Prediction
+
+_log = logging.getLogger("tinylcm")
+OVERFLOWS: Final = ("drop_oldest", "drop_newest", "block")
+ERRORS_LOGGED_MAX: Final = 5
+Overflow = Literal["drop_oldest", "drop_newest", "block"]
+
+
+class Streams(Protocol):
+    """What a worker runs: a `Pipeline`, or a device's `Model`."""
+
+    def stream(self, samples: Iterator[object], *, on_error: Callable[[TinyLCMError], object]) -> Iterator[Prediction]:
+        """Predict every window of a stream."""
+        ...
+
+
+class Worker:
+    """Runs one model in a thread: samples are put in, predictions come out by a callback or an iterator.
+
+    Args:
+        model: a `Pipeline` or a device's model.
+        on_prediction: called in the worker's thread; without it predictions wait for `predictions`, and the oldest
+            are given up when nobody takes them. What it raises is logged and counted; the stream goes on.
+        on_error: called with the errors of samples and windows; by default the first few are logged.
+        queue_items: rows or blocks that may wait.
+        overflow: when the queue is full: `drop_oldest` and `drop_newest` lose an item and count it, `block` lets
+            `put` wait.
+        priority: niceness of the thread, -20 to 19; below 0 needs the right to.
+
+    Raises:
+        ConfigError: an argument is out of its range.
+        DeviceError: the priority is refused.
+
+    Attributes:
+        dropped: items that the queue has lost.
+        callback_errors: exceptions of `on_prediction`.
+    """
+
+    def __init__(
+        self,
+        model: Streams,
+        *,
+        on_prediction: Callable[[Prediction], object] | None = None,
+        on_error: Callable[[TinyLCMError], object] | None = None,
+        queue_items: int = 256,
+        overflow: Overflow = "drop_oldest",
+        priority: int = 0,
+    ) -> None:
+        if overflow not in OVERFLOWS:
+            raise ConfigError(f"overflow={overflow!r}: expected {', '.join(OVERFLOWS)}")
+        if not 1 <= queue_items <= 1 << 20 or not -20 <= priority <= 19:
+            raise ConfigError("expected 1 to 1048576 queue_items and a priority from -20 to 19")
+        self._model, self._on_prediction, self._on_error = model, on_prediction, on_error
+        self._overflow, self._size, self._priority = overflow, queue_items, priority
+        self._waiting: deque[object] = deque()
+        self._ready: deque[Prediction] = deque(maxlen=queue_items)
+        self._changed = threading.Condition()
+        self._closing = False
+        self._ended = False
+        self._failure: BaseException | None = None
+        self._started = threading.Event()
+        self.dropped = 0
+        self.callback_errors = 0
+        self._errors = 0
+        self._thread = threading.Thread(target=self._run, name="tinylcm-worker", daemon=True)
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise DeviceError(f"a priority of {priority} is refused: {self._failure}") from self._failure
+
+    def put(self, item: object, *, timeout_s: float | None = None) -> bool:
+        """Hand over a row or a block; False when it, or an older one, was given up.
+
+        Args:
+            timeout_s: with `block`, wait at most this long for a place; None waits until there is one.
+
+        Raises:
+            ConfigError: the worker is closed.
+            TinyLCMError: what ended the stream, such as a stateful model that another stream has taken over.
+        """
+        with self._changed:
+            if self._overflow == "block" and len(self._waiting) >= self._size:
+                self._changed.wait_for(lambda: len(self._waiting) < self._size or self._over, timeout_s)
+            if self._failure is not None:
+                raise self._failure
+            if self._closing:
+                raise ConfigError("the worker is closed")
+            full = len(self._waiting) >= self._size
+            if full:
+                self.dropped += 1
+                if self._overflow != "drop_oldest":
+                    return False
+                self._waiting.popleft()
+            self._waiting.append(item)
+            self._changed.notify_all()
+            return not full
+
+    @property
+    def _over(self) -> bool:
+        return self._closing or self._ended
+
+    def predictions(self, *, timeout_s: float | None = None) -> Iterator[Prediction]:
+        """Predictions as they come, until the worker is closed, or none has come for `timeout_s`.
+
+        Raises:
+            TinyLCMError: what ended the stream.
+        """
+        while True:
+            with self._changed:
+                there = self._changed.wait_for(lambda: self._ready or self._ended, timeout_s)
+                if not self._ready:
+                    if there and self._failure is not None:
+                        raise self._failure
+                    return
+                prediction = self._ready.popleft()
+            yield prediction
+
+    def _items(self) -> Iterator[object]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if not self._waiting:
+                    return
+                item = self._waiting.popleft()
+                self._changed.notify_all()
+            yield item
+
+    def _run(self) -> None:
+        try:
+            if self._priority:
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._priority)  # on Linux: of the thread
+        except OSError as error:
+            self._failure = error
+            self._ended = True
+            return
+        finally:
+            self._started.set()
+        try:
+            for prediction in self._model.stream(self._items(), on_error=self._report):
+                self._hand_out(prediction)
+        except Exception as error:  # whatever it was: the caller of `put` must hear of it
+            _log.error("the worker has ended: %s", error)
+            self._failure = error
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _hand_out(self, prediction: Prediction) -> None:
+        if self._on_prediction is None:
+            with self._changed:
+                self._ready.append(prediction)
+                self._changed.notify_all()
+            return
+        try:
+            self._on_prediction(prediction)
+        except Exception as error:  # the application's own: it must not cost the windows that follow
+            self.callback_errors += 1
+            if self.callback_errors <= ERRORS_LOGGED_MAX:
+                _log.exception("on_prediction failed on %s: %s", prediction.id, error)
+
+    def _report(self, error: TinyLCMError) -> None:
+        self._errors += 1
+        if self._on_error is not None:
+            try:
+                self._on_error(error)
+            except Exception as own:
+                self.callback_errors += 1
+                if self.callback_errors <= ERRORS_LOGGED_MAX:
+                    _log.exception("on_error failed: %s", own)
+        elif self._errors <= ERRORS_LOGGED_MAX:
+            _log.warning("%s", error)
+
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Let the worker finish what waits, and end.
+
+        Raises:
+            DeviceError: it did not end in time; its thread is left behind.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise DeviceError(f"the worker did not end within {timeout_s:g} s: the model or a callback hangs")
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
