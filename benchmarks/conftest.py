@@ -29,6 +29,14 @@ TABLES = {
     "windowed": ("Windows, exact at every step", "the ratio is that of blocks of 1,024 to the peer"),
     "blocks": ("In blocks of 1,024", "nanoseconds a value"),
     "features": ("64 features a row", "nanoseconds a feature value; one call a row"),
+    "inference": (
+        "Inference",
+        "infer beside the plain calls: copy the window in, run, copy the scores out; `run alone` is the backend's call. "
+        "Microseconds, p50 unless p99 is said; paced is 100 Hz",
+    ),
+    "growth": ("Growth", "Python's memory blocks"),
+    "knn": ("Nearest neighbours", "one query"),
+    "preprocess": ("Before the model", "one window"),
     "memory": ("Memory", "bytes an instance adds to the process after 1,000 values, and of its state"),
 }
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"

@@ -27,6 +27,7 @@ from .preprocess import load_image, make_plan
 from .window import load_window
 
 BUDGET_PATIENCE: Final = 3  # predictions in a row over the latency budget: one slow one is the machine's
+DISTANCE: Final = "distance"  # the signal, and the kNN's output that it is
 PLANNED: Final = ("float32", "int8", "uint8", "int16")  # input types that are written in one pass
 _FORMATS: Final = {".onnx": "onnx", ".tflite": "tflite"}
 _ARRAYS: Final = {"vectors": "knn", "weights": "linear", "w0": "reference"}
@@ -123,6 +124,8 @@ class LoadedModel:
         watched = _find(backend.outputs, manifest.embedding, "embedding") if manifest.embedding else None
         self._embedding = None if watched is None else watched.array.reshape(-1)
         self._rows = rows
+        far = next((tensor for tensor in backend.outputs if tensor.name == DISTANCE), None)
+        self._distance = None if far is None else far.array.reshape(-1)
         self.bind_monitors()
         self.metrics = Metrics(manifest.labels, clock)
         self._plan = plan
@@ -140,7 +143,7 @@ class LoadedModel:
 
     def bind_monitors(self) -> None:
         """Show the monitors where windows lie; anew after their restart."""
-        self.monitors.watch.bind(self._rows, self._embedding)
+        self.monitors.watch.bind(self._rows, self._embedding, self._distance)
 
     def _make_engine(self) -> Engine:
         manifest = self.manifest
@@ -332,6 +335,8 @@ def open_package(package: Package, options: Options) -> Backend:
         ModelError: a model cannot run here.
     """
     manifest = package.manifest
+    # A kNN's distance to its neighbours is an output that it gives when a monitor watches it.
+    far = [DISTANCE] if any(monitor.signal == DISTANCE for monitor in manifest.monitors) else []
     first = {
         "shapes": {"": manifest.input.shape, **{spec.name: spec.shape for spec in manifest.inputs}},
         "state": manifest.state,
@@ -339,13 +344,13 @@ def open_package(package: Package, options: Options) -> Backend:
     }
     models = manifest.models()
     if not manifest.stages:
-        wanted = dict.fromkeys(filter(None, (manifest.output, manifest.embedding, *manifest.outputs)))
+        wanted = dict.fromkeys(filter(None, (manifest.output, manifest.embedding, *manifest.outputs, *far)))
         ((_, name),) = models
         return open_backend(manifest.format, package.read(name), options.spec(outputs=tuple(wanted), **first))
     stages = []
     for index, (stage, name) in enumerate(models):
         last = index == len(models) - 1
-        outputs = tuple(dict.fromkeys((manifest.output, *manifest.outputs))) if last else ()
+        outputs = tuple(dict.fromkeys((manifest.output, *manifest.outputs, *far))) if last else ()
         outputs = outputs or ((stage.output,) if stage.output else ())
         spec = options.spec(outputs=outputs, **({} if index else first))
         try:

@@ -31,7 +31,7 @@ from .manifest import FeatureReference, Manifest, MonitorSpec
 from .types import Alarm, HistogramPair
 
 NUMBERS: Final = (
-    "confidence", "entropy", "margin", "latency", "missing", "stuck", "saturated", "rate",
+    "confidence", "entropy", "margin", "latency", "missing", "stuck", "saturated", "rate", "distance",
 )  # fmt: skip
 ROWS: Final = ("input", "features", "embedding")
 SIGNALS: Final = (*ROWS, *NUMBERS, "prediction")
@@ -122,11 +122,25 @@ class Inputs:
         at_ns: when, on a clock that never jumps.
         embedding: float32 `[d]`, the model's second output; None when the manifest names none.
         index: which window this is, counted from 0.
+        distance: mean distance to the neighbours of a kNN; NaN for other models.
     """
 
     __slots__ = (
-        "_before_ns", "_features", "_fresh", "_moments", "at_ns", "confidence", "embedding", "hop", "index", "label",
-        "latency_us", "missing", "scores", "window",
+        "_before_ns",
+        "_features",
+        "_fresh",
+        "_moments",
+        "at_ns",
+        "confidence",
+        "distance",
+        "embedding",
+        "hop",
+        "index",
+        "label",
+        "latency_us",
+        "missing",
+        "scores",
+        "window",
     )  # fmt: skip
 
     def __init__(self, channels: int, hop: int) -> None:
@@ -140,6 +154,7 @@ class Inputs:
         self.at_ns = self._before_ns = 0
         self.embedding: NDArray[np.float32] | None = None
         self.index = -1
+        self.distance = math.nan
         self._features = np.zeros(2 * channels)
         self._moments = (self._features[:channels], self._features[channels:])
         self._fresh = False
@@ -155,11 +170,12 @@ class Inputs:
         at_ns: int,
         embedding: NDArray[np.float32] | None,
         index: int,
+        distance: float = math.nan,
     ) -> None:
         """Begin the next window."""
         self.window, self.label, self.scores, self.confidence = window, label, scores, scores[label]
         self.latency_us, self.missing, self.embedding = latency_us, missing, embedding
-        self._before_ns, self.at_ns, self.index = before_ns, at_ns, index
+        self._before_ns, self.at_ns, self.index, self.distance = before_ns, at_ns, index, distance
         self._fresh = False
 
     def features_array(self) -> NDArray[np.float64]:
@@ -204,6 +220,7 @@ _NUMBER: Final[dict[str, Callable[[Inputs], float]]] = {
     "missing": lambda inputs: inputs.missing / (inputs.missing + inputs.hop),
     "stuck": _stuck,
     "rate": Inputs.rate,
+    "distance": lambda inputs: inputs.distance,
     "prediction": lambda inputs: float(inputs.label),
 }
 

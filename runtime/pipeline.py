@@ -10,7 +10,6 @@ import asyncio
 import logging
 import math
 import secrets
-import threading
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple
@@ -19,7 +18,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from tinylcm._ext.engine import Decider
+from tinylcm._ext.engine import Decider, Runner
 from tinylcm._ext.ring import Reader
 
 from .backends import Backend
@@ -48,7 +47,7 @@ class Sink(Protocol):
         ...
 
 
-class Pipeline:
+class Pipeline(Runner):
     """A model with its windowing, steps before and after it, monitors and metrics.
 
     Args:
@@ -109,7 +108,6 @@ class Pipeline:
         self._extra = [
             monitor if isinstance(monitor, Monitor) else watch("confidence", monitor) for monitor in monitors
         ]
-        self._lock = threading.Lock()
         self._owner: object = None
         self._session = secrets.token_hex(6)
         self._over_memory = False
@@ -119,7 +117,7 @@ class Pipeline:
                 raise ConfigError(
                     "a package's manifest says its labels, window, output and shape; do not give them again"
                 )
-            self._model = self._load(model)
+            self._adopt(self._load(model))
         else:
             manifest, backend = open_file(
                 Path(model),
@@ -131,7 +129,13 @@ class Pipeline:
                 window=window,
                 hop=hop,
             )
-            self._model = self._assemble(manifest, backend)
+            self._adopt(self._assemble(manifest, backend))
+        self._connect(self._observe, self._count_failure, capture is not None)
+
+    def _adopt(self, loaded: LoadedModel) -> None:
+        """Let this be the model in use."""
+        self._model = loaded
+        self._use(loaded.engine)
 
     def _load(self, package: Package) -> LoadedModel:
         return self._assemble(package.manifest, open_package(package, self._options))
@@ -181,32 +185,10 @@ class Pipeline:
         with self._lock:
             loaded.engine.predictions = self._model.engine.predictions  # ids go on
             loaded.metrics.totals["swaps"] = self._model.metrics.totals["swaps"] + 1
-            self._model = loaded
+            self._adopt(loaded)
             self._owner = None
 
     # One window -------------------------------------------------------------------------------------------
-
-    def infer(self, x: object) -> Prediction:
-        """Predict one window, given without the batch axis as nested lists or an array.
-
-        A contiguous float32 array is the fastest. An integer model's own dtype is taken as stored values; other
-        numbers are real values and are quantised. A model of several inputs takes a mapping by their names, an image
-        model a path, the bytes of a file, a Pillow image or an array `[height, width, channels]`.
-
-        Raises:
-            InputError: wrong shape, dtype, or a value that is NaN or infinite; nothing was changed.
-            ModelError: the model gave no finite scores.
-        """
-        with self._lock:
-            model = self._model
-            try:
-                prediction = model.engine.infer(x)
-            except TinyLCMError as error:
-                self._count_failure(model, error)
-                raise
-            if prediction.drift or self._capture is not None:
-                self._observe(model, prediction)
-            return prediction
 
     def infer_many(self, windows: Sequence[object] | NDArray[Any]) -> list[Prediction]:
         """Predict several windows, in one call of the model where its batch axis is open.
@@ -248,18 +230,20 @@ class Pipeline:
                 prediction = engine.conclude(None, share_ns)
                 predictions.append(prediction)
                 if prediction.drift or self._capture is not None:
-                    self._observe(model, prediction)
+                    self._observe(prediction)
         except TinyLCMError as error:
-            self._count_failure(model, error)
+            self._count_failure(error)
             raise
 
-    def _count_failure(self, model: LoadedModel, error: TinyLCMError) -> None:
-        model.metrics.count_error()
+    def _count_failure(self, error: Exception) -> None:
+        """A window gave no prediction; the caller holds the lock."""
+        self._model.metrics.count_error()
         if isinstance(error, ModelError):
             self.failures += 1
 
-    def _observe(self, model: LoadedModel, prediction: Prediction) -> None:
-        """Tell the sink of alarms and the capture of the window."""
+    def _observe(self, prediction: Prediction) -> None:
+        """Tell the sink of alarms and the capture of the window; the caller holds the lock."""
+        model = self._model
         if self._sink is not None:
             for alarm in prediction.drift:
                 self._sink.emit("events", "alarm", alarm_payload(alarm, model.manifest))
@@ -498,13 +482,13 @@ class _Feed:
             try:
                 prediction = model.engine.infer_reader(reader, decider)
             except ModelError as error:
-                pipeline._count_failure(model, error)
+                pipeline._count_failure(error)
                 if self._strict:
                     raise
                 failure = error
             else:
                 if prediction.drift or pipeline._capture is not None:
-                    pipeline._observe(model, prediction)
+                    pipeline._observe(prediction)
                 return prediction
         self._report(failure)
         return None
@@ -521,10 +505,9 @@ def _parts(item: object) -> Iterable[object]:
     """Cut large blocks, so that a swap takes effect inside of them."""
     if isinstance(item, np.ndarray) and item.ndim == 2 and len(item) > CHUNK_ROWS:
         return [item[start : start + CHUNK_ROWS] for start in range(0, len(item), CHUNK_ROWS)]
-    if type(item) is Block and isinstance(item.values, np.ndarray) and isinstance(item.times_s, np.ndarray):
-        if item.times_s.shape == item.values.shape[:1] and len(item.values) > CHUNK_ROWS:
-            places = range(0, len(item.values), CHUNK_ROWS)
-            return [Block(item.values[i : i + CHUNK_ROWS], item.times_s[i : i + CHUNK_ROWS]) for i in places]
+    if type(item) is Block and np.shape(item.times_s) == np.shape(item.values)[:1]:
+        places = range(0, len(item.values), CHUNK_ROWS)
+        return [Block(item.values[i : i + CHUNK_ROWS], item.times_s[i : i + CHUNK_ROWS]) for i in places]
     return (item,)
 
 

@@ -141,6 +141,21 @@ def fc_float() -> bytes:
     return model.pack()
 
 
+def flat_classifier(samples: int, channels: int, labels: int) -> bytes:
+    """softmax(W x) of a flattened window, float32 `[1, samples, channels]` to `[1, labels]`; for the benchmarks."""
+    model = Model()
+    graph = Graph(model)
+    weights = np.random.default_rng(4).standard_normal((labels, samples * channels)).astype(np.float32)
+    x = graph.tensor("x", [1, samples, channels])
+    w = graph.tensor("w", weights.shape, data=weights)
+    b = graph.tensor("b", [labels], data=np.zeros(labels, dtype=np.float32))
+    z, y = graph.tensor("z", [1, labels]), graph.tensor("scores", [1, labels])
+    graph.operator("FULLY_CONNECTED", [x, w, b], [z], schema.FullyConnectedOptionsT())
+    graph.operator("SOFTMAX", [z], [y], schema.SoftmaxOptionsT(beta=1.0))
+    graph.graph.inputs, graph.graph.outputs = [x], [y]
+    return model.pack()
+
+
 def two_by_two() -> bytes:
     """Sum and difference of two inputs float32 `[1, 4]`."""
     model = Model()

@@ -55,7 +55,20 @@ RUNTIME = {
 }  # fmt: skip
 PURE = {"slots", "sync"}
 FORBIDDEN_IN_PURE = {"socket", "pathlib", "os", "time", "urllib3", "datetime", "subprocess", "threading", "sqlite3"}
-SERVER_MAY = {"wire", "package", "manifest", "stats", "drift", "files", "errors", "keys", "checks", "types", "clock", "version"}
+SERVER_MAY = {
+    "wire",
+    "package",
+    "manifest",
+    "stats",
+    "drift",
+    "files",
+    "errors",
+    "keys",
+    "checks",
+    "types",
+    "clock",
+    "version",
+}
 ROUTES_MAY_NOT_BE_IMPORTED_BELOW = {"starlette", "uvicorn"}
 LOGIC = {"fleet", "registry", "deployments", "ingest", "drifthub", "reports", "db", "store", "models"}
 

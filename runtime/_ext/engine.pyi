@@ -56,7 +56,12 @@ class Watch:
         channels: int,
         hop: int,
     ) -> None: ...
-    def bind(self, rows: NDArray[np.float32], embedding: NDArray[np.float32] | None) -> None: ...
+    def bind(
+        self,
+        rows: NDArray[np.float32],
+        embedding: NDArray[np.float32] | None,
+        distance: NDArray[np.float32] | None = None,
+    ) -> None: ...
     def update(
         self,
         rows: NDArray[np.float32],
@@ -67,6 +72,19 @@ class Watch:
         at_ns: int = 0,
         embedding: NDArray[np.float32] | None = None,
     ) -> tuple[Alarm, ...]: ...
+
+@final
+class Guard:
+    def __enter__(self) -> Guard: ...
+    def __exit__(self, *error: object) -> None: ...
+
+class Runner:
+    _lock: Guard
+    def _connect(
+        self, observe: Callable[[Prediction], object], failed: Callable[[Exception], object], watched: bool
+    ) -> None: ...
+    def _use(self, engine: Engine) -> None: ...
+    def infer(self, x: object) -> Prediction: ...
 
 @final
 class Engine:

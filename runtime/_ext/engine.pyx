@@ -12,6 +12,15 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
+from cpython.pythread cimport (
+    NOWAIT_LOCK,
+    WAIT_LOCK,
+    PyThread_acquire_lock,
+    PyThread_allocate_lock,
+    PyThread_free_lock,
+    PyThread_release_lock,
+    PyThread_type_lock,
+)
 from libc.math cimport NAN, exp, isfinite, log2, sqrt
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -54,6 +63,8 @@ cdef enum:
 
 DTYPES = {"f": FLOAT32, "d": FLOAT64, "b": INT8, "B": UINT8, "h": INT16, "i": INT32, "l": INT64, "q": INT64}
 ACTIVATIONS = ("none", "softmax", "sigmoid")
+
+cdef tuple EMPTY = ()
 
 cpdef enum:
     NOT_FINITE = -2
@@ -221,16 +232,17 @@ cdef enum:
     STUCK = 5
     RATE = 6
     LABEL = 7
-    FEATURES = 8
-    ROWS_NEW = 9
-    EMBEDDING = 10
-    OTHER = 11
+    DISTANCE = 8
+    FEATURES = 9
+    ROWS_NEW = 10
+    EMBEDDING = 11
+    OTHER = 12
 
 # The signals that `Watch` computes itself, under their names in `tinylcm.monitors`.
 SIGNALS = {
     "confidence": CONFIDENCE, "entropy": ENTROPY, "margin": MARGIN, "latency": LATENCY, "missing": MISSED,
-    "stuck": STUCK, "rate": RATE, "prediction": LABEL, "features": FEATURES, "input": ROWS_NEW,
-    "embedding": EMBEDDING,
+    "stuck": STUCK, "rate": RATE, "prediction": LABEL, "distance": DISTANCE, "features": FEATURES,
+    "input": ROWS_NEW, "embedding": EMBEDDING,
 }
 
 
@@ -270,6 +282,7 @@ cdef class Watch:
 
     cdef list _members
     cdef object _inputs, _finish, _report, _rows, _new_rows, _embedding, _features, _scores
+    cdef const float[::1] _distance
     cdef const float[:, ::1] _window
     cdef double[::1] _moments
     cdef readonly Py_ssize_t channels, hop
@@ -294,8 +307,10 @@ cdef class Watch:
             (<Member>member).signal in (STUCK, FEATURES, ROWS_NEW, OTHER) for member in self._members
         )
 
-    def bind(self, rows, embedding):
-        """Say where the windows will lie: float32 `[samples, channels]`, and the embedding `[d]` or None."""
+    def bind(self, rows, embedding, distance=None):
+        """Say where the windows will lie: float32 `[samples, channels]`, the embedding `[d]` or None, and the distance
+        to the neighbours `[1]` or None."""
+        self._distance = distance
         self._window = rows
         self._rows = rows
         self._new_rows = rows[-self.hop:]
@@ -328,7 +343,7 @@ cdef class Watch:
         cdef double value
         self.index += 1
         if not self._members:
-            return ()
+            return EMPTY
         self._p, self._count, self._label = scores, count, label
         self._latency_us, self._missing = latency_us, missing
         self._before_ns, self._at_ns = self._at_ns, at_ns
@@ -360,7 +375,7 @@ cdef class Watch:
         if self._judge:
             self._renew()
             return self._finish(alarms or [])
-        return () if alarms is None else self._finish(alarms)
+        return EMPTY if alarms is None else self._finish(alarms)
 
     cdef object _alarm(self, Member member):
         self._renew()
@@ -373,7 +388,7 @@ cdef class Watch:
             self._renewed = True
             self._inputs.renew(
                 self._rows, self._label, tuple([self._p[i] for i in range(self._count)]), self._latency_us,
-                self._missing, self._before_ns, self._at_ns, self._embedding, self.index,
+                self._missing, self._before_ns, self._at_ns, self._embedding, self.index, self._number(DISTANCE),
             )
         return 0
 
@@ -410,6 +425,8 @@ cdef class Watch:
             return self._p[self._label] - value
         if signal == LATENCY:
             return self._latency_us
+        if signal == DISTANCE:
+            return self._distance[0] if self._distance is not None else NAN
         if signal == MISSED:
             return <double>self._missing / (self._missing + self.hop)
         if signal == STUCK:
@@ -694,3 +711,80 @@ cdef class Engine:
         if self._stages is not None:
             found.stages_us = tuple(self._stages.tolist())
         return found
+
+
+# the lock and the way in -------------------------------------------------------------------------------------
+
+@cython.final
+cdef class Guard:
+    """A lock that compiled code takes without the interpreter; not reentrant. Used with `with`."""
+
+    cdef PyThread_type_lock _lock
+
+    def __cinit__(self):
+        self._lock = PyThread_allocate_lock()
+        if self._lock is NULL:
+            raise MemoryError("no lock")
+
+    def __dealloc__(self):
+        if self._lock is not NULL:
+            PyThread_free_lock(self._lock)
+
+    cdef inline void take(self) noexcept:
+        if not PyThread_acquire_lock(self._lock, NOWAIT_LOCK):
+            with nogil:
+                PyThread_acquire_lock(self._lock, WAIT_LOCK)
+
+    cdef inline void leave(self) noexcept:
+        PyThread_release_lock(self._lock)
+
+    def __enter__(self):
+        self.take()
+        return self
+
+    def __exit__(self, *error):
+        self.leave()
+
+
+cdef class Runner:
+    """What `tinylcm.Pipeline` is built on: one engine at a time behind a lock, and `infer` without a Python frame."""
+
+    cdef readonly Guard _lock
+    cdef Engine _engine
+    cdef object _observe, _failed
+    cdef bint _watched
+
+    def __cinit__(self, *arguments, **keywords):
+        self._lock = Guard()
+
+    def _connect(self, observe, failed, bint watched):
+        """Say who is told of predictions (all, or those with alarms) and of errors; both run under the lock."""
+        self._observe, self._failed, self._watched = observe, failed, watched
+
+    def _use(self, Engine engine not None):
+        """Exchange the engine; the caller holds the lock."""
+        self._engine = engine
+
+    def infer(self, x):
+        """Predict one window, given without the batch axis as nested lists or an array.
+
+        A contiguous float32 array is the fastest. An integer model's own dtype is taken as stored values; other
+        numbers are real values and are quantised. A model of several inputs takes a mapping by their names, an image
+        model a path, the bytes of a file, a Pillow image or an array `[height, width, channels]`.
+
+        Raises:
+            InputError: wrong shape, dtype, or a value that is NaN or infinite; nothing was changed.
+            ModelError: the model gave no finite scores.
+        """
+        cdef Prediction found
+        self._lock.take()
+        try:
+            found = self._engine.infer(x)
+            if self._watched or found.drift is not EMPTY:
+                self._observe(found)
+            return found
+        except Exception as error:
+            self._failed(error)
+            raise
+        finally:
+            self._lock.leave()

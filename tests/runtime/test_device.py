@@ -29,7 +29,9 @@ def config(tmp_path: Path) -> DeviceConfig:
     write_keys(data / "trust", make_signer())
     package = tmp_path / "gesture.tlm"
     package.write_bytes(make_package())
-    return DeviceConfig(data, metrics_interval_s=0.05, trial=TrialConfig(windows=10), models={"gesture": ModelConfig(package)})
+    return DeviceConfig(
+        data, metrics_interval_s=0.05, trial=TrialConfig(windows=10), models={"gesture": ModelConfig(package)}
+    )
 
 
 def test_a_stand_alone_device_streams_confirms_and_journals(config: DeviceConfig) -> None:
