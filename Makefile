@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard runtime/_ext/*.pyx runtime/_ext/*.pxd) setup.py pyproject.toml
 
-.PHONY: demo build test lint typecheck bench bench-drift sanitize aarch64 annotate wheel docs clean view
+.PHONY: demo build test lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/activity/demo.py $(if $(KEEP),--keep)
@@ -40,6 +40,16 @@ build/bench-drift/.ready: $(SOURCES)
 	  requests tqdm scipy -e .
 	build/bench-drift/bin/python -m pip --disable-pip-version-check -q install --no-deps "frouros==0.9.0"
 	@touch $@
+
+bench-memory: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.memory $(ARGS)
+
+# POC_MODEL=mobilenet_v2_features_u8.tflite: not in the repository, see benchmarks/poc.py.
+bench-poc: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.poc $(if $(POC_MODEL),--poc-model $(POC_MODEL)) $(ARGS)
+
+tflite-runtime:
+	bash scripts/tflite_runtime.sh
 
 sanitize:
 	bash scripts/sanitize.sh

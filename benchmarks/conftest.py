@@ -31,8 +31,8 @@ TABLES = {
     "features": ("64 features a row", "nanoseconds a feature value; one call a row"),
     "inference": (
         "Inference",
-        "infer beside the plain calls: copy the window in, run, copy the scores out; `run alone` is the backend's call. "
-        "Microseconds, p50 unless p99 is said; paced is 100 Hz",
+        "infer beside the plain calls: copy the window in, run, copy the scores out; `run alone` is the backend's "
+        "call. Microseconds, p50 unless p99 is said; paced is 100 Hz",
     ),
     "growth": ("Growth", "Python's memory blocks"),
     "knn": ("Nearest neighbours", "one query"),

@@ -1,7 +1,7 @@
 """Memory of a whole device process, and what an import costs.
 
-A real TinySphere runs in a process of its own. The measured process enrols, installs a signed package with one model and
-a `FeatureDrift` monitor over 64 features (32 channels), streams windows through it, journals, and syncs: NumPy, one
+A real TinySphere runs in a process of its own. The measured process enrols, installs a signed package with one model
+and a `FeatureDrift` monitor over 64 features (32 channels), streams windows through it, journals, and syncs: NumPy, one
 backend, pipeline, journal, sync and monitors together.
 
     python -m benchmarks.memory [--windows 20000]
@@ -63,14 +63,16 @@ def imports() -> dict[str, Any]:
     """Time of `import tinylcm` in fresh processes, and what it loads."""
     code = (
         "import time, sys; start = time.perf_counter(); import tinylcm; "
-        "print(time.perf_counter() - start, [m for m in ('onnxruntime', 'ai_edge_litert', 'numpy') if m in sys.modules])"
+        "loaded = [name for name in ('onnxruntime', 'ai_edge_litert', 'numpy') if name in sys.modules]; "
+        "print(time.perf_counter() - start, loaded)"
     )
     taken, loaded = [], ""
     for _ in range(IMPORTS):
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         seconds, loaded = answer.strip().split(" ", 1)
         taken.append(1000 * float(seconds))
-    return {"import_ms_median": round(sorted(taken)[IMPORTS // 2], 1), "import_ms_max": round(max(taken), 1), "loads": loaded}
+    taken.sort()
+    return {"import_ms_median": round(taken[IMPORTS // 2], 1), "import_ms_max": round(taken[-1], 1), "loads": loaded}
 
 
 def package(kind: str, keys: Path) -> bytes:

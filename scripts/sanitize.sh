@@ -15,7 +15,7 @@ mkdir -p "$SOURCES/docs" "$SOURCES/examples"
 find "$SOURCES" -name '*.so' -delete
 "$ENVIRONMENT/bin/python" -m pip --disable-pip-version-check -q install "setuptools>=77" "cython>=3.1,<3.4"
 (cd "$SOURCES" && TINYMLOPS_SANITIZE=1 "../../$ENVIRONMENT/bin/python" -m pip --disable-pip-version-check -q \
-  install --no-build-isolation -e ".[onnx]" pytest pytest-benchmark "hypothesis>=6.100" "river==0.26.1" scipy onnx)
+  install --no-build-isolation -e ".[onnx,image]" pytest pytest-benchmark "hypothesis>=6.100" "river==0.26.1" scipy onnx)
 preload=""
 for library in libasan libubsan; do
   path="$(gcc -print-file-name=$library.so)"
@@ -34,4 +34,6 @@ cd "$SOURCES"
 nm -D runtime/_ext/stats*.so | grep -c __asan >/dev/null || { echo "the extensions were not built with ASan" >&2; exit 1; }
 LD_PRELOAD="$preload" "../../$ENVIRONMENT/bin/python" -m pytest -q -p no:cacheprovider \
   tests/runtime/test_stats.py tests/runtime/test_drift.py tests/runtime/test_ring.py tests/runtime/test_monitors.py \
-  tests/runtime/test_segments.py tests/runtime/test_window.py "$@"
+  tests/runtime/test_segments.py tests/runtime/test_window.py tests/runtime/test_knn.py tests/runtime/test_decider.py \
+  tests/runtime/test_preprocess.py tests/runtime/test_prediction.py tests/runtime/test_pipeline.py \
+  tests/runtime/test_loading.py tests/runtime/test_chain.py "$@"

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import math
 import sys
 import threading
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tinylcm
 from clocks import ManualClock
+from kinds import packaged
+from kinds import windowed as of_window
 from models import (
     linear_model,
     log_model,
@@ -22,7 +27,8 @@ from models import (
     trust_of,
     unknown_operator_model,
 )
-from tinylcm import Alarm, ConfigError, DeviceError, InputError, ModelError, Pipeline
+from tinylcm import Alarm, ConfigError, DeviceError, InputError, ModelError, Options, Pipeline
+from tinylcm.backends.knn import knn_arrays
 from tinylcm.drift import PageHinkley
 from tinylcm.manifest import InputSpec, MonitorSpec, WindowSpec
 from tinylcm.package import build_package, parse_package
@@ -331,3 +337,195 @@ def test_dropped_samples_and_times_reach_the_monitors() -> None:
         for alarm in prediction.drift
     ]
     assert alarms == ["latency", "missing"]
+
+
+# several models, asyncio, budgets -------------------------------------------------------------------------
+
+
+def test_several_models_read_one_ring_at_their_own_hops() -> None:
+    rows = np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32)
+    slow, fast = of_window(20, 2, "slow", 10), of_window(4, 2, "fast", 1)
+    together = list(tinylcm.stream([rows[:70], *rows[70:].tolist()], [Pipeline(slow), Pipeline(fast)]))
+    for package, name in ((slow, "slow"), (fast, "fast")):
+        alone = list(Pipeline(package).stream(rows))
+        mine = [p for p in together if p.model == name]
+        assert [(p.first_sample, p.scores) for p in mine] == [(p.first_sample, p.scores) for p in alone]
+    order = [p.last_sample for p in together]
+    assert order == sorted(order)
+
+
+def test_models_that_do_not_take_the_same_samples_cannot_share_a_ring() -> None:
+    with pytest.raises(ConfigError, match="do not take the same samples: 2 channels at 0 Hz, and 3"):
+        list(tinylcm.stream([[0.0, 0.0]], [Pipeline(of_window(4, 2)), Pipeline(of_window(4, 3))]))
+    with pytest.raises(ConfigError, match="at least one model"):
+        list(tinylcm.stream([], []))
+
+
+def test_a_swap_takes_effect_in_a_stream_of_several_models() -> None:
+    first, second = Pipeline(of_window(4, 2, "a", 2)), Pipeline(of_window(4, 2, "b", 2))
+    seen = []
+    for prediction in tinylcm.stream([[0.0, 1.0]] * 20, [first, second]):
+        seen.append((prediction.model, prediction.version))
+        if len(seen) == 4:
+            first.swap(of_window(4, 2, "a", 2, version="2.0"))
+    assert ("a", "2.0") in seen and ("b", "2.0") not in seen
+    assert len(seen) == 2 * (1 + (20 - 4) // 2)  # the window is the same: nothing begins anew
+
+
+def test_times_make_the_span_and_missing_samples_are_filled_as_the_manifest_says() -> None:
+    package = of_window(4, 1, hop=1, window={"rate_hz": 10, "missing": "interpolate"})
+    samples = [tinylcm.Sample(0.1 * i, [float(i)]) for i in range(10) if i not in (5, 6)]
+    found = list(Pipeline(package).stream(samples))
+    assert len(found) == 7
+    assert [p.filled for p in found] == [0, 0, 1, 2, 2, 2, 1]
+    assert found[0].start_s == pytest.approx(0.0) and found[0].end_s == pytest.approx(0.3)
+    whole = list(Pipeline(package).stream([[float(i)] for i in range(10)]))
+    assert [p.scores for p in found] == [pytest.approx(p.scores, abs=1e-6) for p in whole]
+    metrics = Pipeline(package)
+    assert len(list(metrics.stream(samples))) == 7
+    assert metrics.metrics.samples["filled"] == 2 and metrics.metrics.samples["missing"] == 2
+
+
+def test_asyncio_streams_without_blocking_the_loop() -> None:
+    rows = np.random.default_rng(0).standard_normal((60, 2)).astype(np.float32)
+    expected = [p.scores for p in Pipeline(of_window(10, 2, hop=5)).stream(rows)]
+
+    async def source() -> AsyncIterator[object]:
+        for row in rows[:30].tolist():
+            yield row
+            await asyncio.sleep(0)
+        yield rows[30:]
+
+    async def main() -> tuple[list[tuple[float, ...]], list[tuple[float, ...]], int]:
+        ticks = 0
+
+        async def ticking() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(ticking())
+        pipeline = Pipeline(of_window(10, 2, hop=5))
+        first = [p.scores async for p in pipeline.astream(source())]
+        second = [p.scores async for p in pipeline.astream(rows)]
+        task.cancel()
+        return first, second, ticks
+
+    first, second, ticks = asyncio.run(main())
+    assert first == second == expected
+    assert ticks > len(expected)
+
+
+def test_asyncio_hears_of_bad_samples_and_failing_models(tmp_path: Path) -> None:
+    path = tmp_path / "log.onnx"
+    path.write_bytes(log_model())
+    errors: list[Exception] = []
+
+    async def main(strict: bool) -> int:
+        pipeline, count = Pipeline(path), 0
+        async for _ in pipeline.astream(
+            [[1.0, 1.0], ["x", 1.0], [-1.0, 1.0], [2.0, 1.0]], on_error=None if strict else errors.append
+        ):
+            count += 1
+        return count
+
+    assert asyncio.run(main(False)) == 2 and len(errors) == 2
+    with pytest.raises(ModelError, match="hold NaN"):
+        asyncio.run(main(True))
+
+
+def test_a_latency_budget_that_is_broken_again_and_again_is_an_alarm() -> None:
+    package = of_window(1, 3, budget={"latency_us": 0.001})
+    taken: list[tuple[str, str, dict]] = []
+
+    class Sink:
+        def emit(self, stream: str, type: str, payload: dict) -> None:
+            taken.append((stream, type, payload))
+
+    pipeline = Pipeline(package, sink=Sink(), options=Options(latency_us=1e9))  # the tighter one counts
+    alarms = [alarm for _ in range(10) for alarm in pipeline.infer([[1.0, 2.0, 3.0]]).drift]
+    assert [(alarm.monitor, alarm.signal, alarm.window) for alarm in alarms] == [("budget", "latency", 2)]
+    assert [payload["monitor"] for _, _, payload in taken] == ["budget"]
+    assert not any(Pipeline(of_window(1, 3)).infer([[1.0, 2.0, 3.0]]).drift for _ in range(10))
+
+
+def test_a_memory_budget_is_looked_at_with_every_summary() -> None:
+    taken: list[dict] = []
+
+    class Sink:
+        def emit(self, stream: str, type: str, payload: dict) -> None:
+            taken.append(payload)
+
+    pipeline = Pipeline(of_window(1, 3), sink=Sink(), options=Options(memory_bytes=1 << 20))
+    for _ in range(3):
+        pipeline.infer([[1.0, 2.0, 3.0]])
+        assert pipeline.take_summary() is not None
+    assert [(p["monitor"], p["signal"], p["threshold"]) for p in taken] == [("budget", "memory", float(1 << 20))]
+
+
+def test_decisions_are_of_each_stream_its_own() -> None:
+    package = of_window(1, 3, postprocess={"smoothing": 4, "refractory": 2})
+    pipeline = Pipeline(package)
+    rows = np.random.default_rng(0).standard_normal((12, 3)).astype(np.float32)
+    alone = [p.scores for p in Pipeline(package).stream(rows)]
+    one, two = pipeline.stream(rows), pipeline.stream(rows[::-1])
+    mixed = [(next(one).scores, next(two).scores) for _ in range(12)]
+    assert [first for first, _ in mixed] == alone
+
+
+def test_a_neighbour_distance_is_a_signal() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(0, 1, (100, 4))
+    document = {
+        "format": "knn",
+        "input": {"name": "x", "shape": [1, 4]},
+        "monitors": [
+            {"name": "far", "signal": "distance", "detector": "PageHinkley", "params": {"threshold": 20.0}},
+        ],
+    }
+    pipeline = Pipeline(packaged(document, {"model.npz": knn_arrays(vectors, np.arange(100) % 2)}))
+    assert not any(pipeline.infer(x).drift for x in rng.normal(0, 1, (200, 4)))
+    alarms = [alarm for x in rng.normal(4, 1, (30, 4)) for alarm in pipeline.infer(x).drift]
+    assert alarms and (alarms[0].monitor, alarms[0].signal) == ("far", "distance")
+    with pytest.raises(ModelError, match="no output 'distance'"):
+        Pipeline(of_window(1, 3, monitors=document["monitors"]))
+
+
+class Broken:
+    """A detector of an application's own, with a bug."""
+
+    drift_detected, statistic, threshold, suspect = False, 0.0, 1.0, 0
+
+    def update(self, x: float) -> bool:
+        raise ZeroDivisionError("own bug")
+
+
+def test_an_exception_in_an_applications_own_detector_costs_no_prediction(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline = Pipeline(model, monitors=[Broken(), Always()])
+    with caplog.at_level(logging.ERROR, logger="tinylcm"):
+        alarms = [pipeline.infer([1, 2, 3]).drift for _ in range(20)]
+    assert all(len(one) == 1 for one in alarms)
+    assert len(caplog.records) == 5 and "own bug" in caplog.text
+
+
+def test_infer_from_many_threads_loses_and_mixes_nothing(model: Path) -> None:
+    pipeline = Pipeline(model)
+    inputs = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    expected = [pipeline.infer(x).scores for x in inputs]
+    found: list[tuple[int, str, bool]] = []
+
+    def work(index: int) -> None:
+        for _ in range(500):
+            prediction = pipeline.infer(inputs[index])
+            found.append((index, prediction.id, prediction.scores == expected[index]))
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({identity for _, identity, _ in found}) == 2000 == pipeline.predictions - 4
+    assert all(right for _, _, right in found)

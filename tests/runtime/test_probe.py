@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from kinds import packaged
 from models import linear_model, make_package, unknown_operator_model
+from tflite_models import load
 from tinylcm.errors import ModelError
 from tinylcm.package import parse_package
 from tinylcm.probe import check_golden, probe
@@ -51,3 +54,59 @@ def test_a_probe_that_takes_too_long_or_too_much_is_ended(tmp_path: Path) -> Non
 def test_the_check_itself_compares_scores() -> None:
     with pytest.raises(ModelError, match="this device computes something else"):
         check_golden(parse_package(make_package(wrong_golden=True), None))
+
+
+def mutated(model: bytes, seed: int) -> bytes:
+    """The model with some of its bytes changed, or its end cut off."""
+    rng = np.random.default_rng(seed)
+    data = bytearray(model)
+    if seed % 4 == 3:
+        return bytes(data[: int(rng.integers(1, len(data)))])
+    for place in rng.integers(0, len(data), int(rng.integers(1, 12))):
+        data[place] = int(rng.integers(0, 256))
+    return bytes(data)
+
+
+def try_mutations(kind: str, seeds: range, tmp_path: Path) -> None:
+    """Every mutated model is refused with a reason, or runs; this process lives on."""
+    if kind == "tflite":
+        pytest.importorskip("ai_edge_litert")
+    model = linear_model() if kind == "onnx" else load("fc_int8")
+    document = (
+        {"input": {"name": "x", "shape": [1, 3]}}
+        if kind == "onnx"
+        else {"input": {"name": "x", "shape": [1, 16], "dtype": "int8"}, "labels": ["a", "b", "c", "d"]}
+    )
+    for seed in seeds:
+        package = packaged(document, {f"model.{kind}": mutated(model, seed)}, format=kind)
+        try:
+            answer = probe(write(tmp_path, package.data), timeout_s=60, memory_bytes=2 << 30)
+        except ModelError as error:
+            assert str(error)
+        else:
+            assert answer["windows"] == 1
+
+
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_mutated_models_end_in_the_child(kind: str, tmp_path: Path) -> None:
+    try_mutations(kind, range(8), tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["onnx", "tflite"])
+def test_many_mutated_models_end_in_the_child(kind: str, tmp_path: Path) -> None:
+    try_mutations(kind, range(8, 80), tmp_path)
+
+
+def test_a_child_that_dies_of_a_signal_is_named(tmp_path: Path) -> None:
+    crash = "import os, signal\ndef open(model, spec):\n    os.kill(os.getpid(), signal.SIGSEGV)\n"
+    site = tmp_path / "site"
+    (site / "crash-1.dist-info").mkdir(parents=True)
+    (site / "crash_backend.py").write_text(crash)
+    (site / "crash-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: crash\nVersion: 1\n")
+    (site / "crash-1.dist-info" / "entry_points.txt").write_text("[tinylcm.backends]\ncrash = crash_backend:open\n")
+    package = packaged({"input": {"name": "x", "shape": [1, 3]}, "format": "crash"}, {"model.crash": b"?"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(site))
+        with pytest.raises(ModelError, match="crashed its probe \\(SIGSEGV\\)"):
+            probe(write(tmp_path, package.data), **LIMITS)
