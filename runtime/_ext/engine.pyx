@@ -23,7 +23,7 @@ from cpython.pythread cimport (
 )
 from libc.math cimport NAN, exp, isfinite, log2, sqrt
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 cimport cython
 
@@ -469,7 +469,7 @@ cdef void moments(const float[:, ::1] window, double* mean, double* std) noexcep
 
     Rows in their order, even and odd ones apart: an addition need not wait for the one before.
     """
-    cdef Py_ssize_t i, j, first, count, samples = window.shape[0], channels = window.shape[1]
+    cdef Py_ssize_t _, j, first, count, samples = window.shape[0], channels = window.shape[1]
     cdef const float* row
     cdef double[TOGETHER] even
     cdef double[TOGETHER] odd
@@ -480,7 +480,7 @@ cdef void moments(const float[:, ::1] window, double* mean, double* std) noexcep
         for j in range(count):
             even[j] = odd[j] = 0
         row = &window[0, first]
-        for i in range(0, samples - 1, 2):
+        for _ in range(samples // 2):
             for j in range(count):
                 even[j] += row[j]
                 odd[j] += row[channels + j]
@@ -491,7 +491,7 @@ cdef void moments(const float[:, ::1] window, double* mean, double* std) noexcep
             mean[first + j] = (even[j] + odd[j]) / samples
             even[j] = odd[j] = 0
         row = &window[0, first]
-        for i in range(0, samples - 1, 2):
+        for _ in range(samples // 2):
             for j in range(count):
                 d = row[j] - mean[first + j]
                 even[j] += d * d
@@ -543,9 +543,9 @@ cdef class Engine:
     cdef public long long predictions, missing
     cdef readonly Decider decider
 
-    def __init__(self, Plan plan, convert, tensor, output, double scale, long long zero_point, rows, tuple shape not None,
-                 run, Watch watch not None, MetricsRing metrics not None, Decider decider not None, extra, stages,
-                 tuple labels not None, str reject, str model, str version, str variant, str session):
+    def __init__(self, Plan plan, convert, tensor, output, double scale, long long zero_point, rows,
+                 tuple shape not None, run, Watch watch not None, MetricsRing metrics not None,
+                 Decider decider not None, extra, stages, tuple labels not None, str reject, str model, str version, str variant, str session):
         cdef Py_ssize_t i
         if self._held:
             raise RuntimeError("an engine is made once")
@@ -696,7 +696,8 @@ cdef class Engine:
         found.confidence = decider.confidence
         self._metrics.put(stages, 4, found.latency_us, found.confidence, <int>place)
         found.label = self._labels[best] if best >= 0 else self._reject
-        found._labels, found.model, found.version, found.variant = self._labels, self._model, self._version, self.variant
+        found._labels, found.variant = self._labels, self.variant
+        found.model, found.version = self._model, self._version
         found._session, found._number = self._session, self.predictions
         found.event = decider.event
         found._keep(decider._mean, decider.count)

@@ -1,13 +1,11 @@
 """Exact k nearest neighbours over reference vectors that may come and go: the classifier that learns on the device."""
 
-from libc.math cimport INFINITY, NAN, fabs, isfinite, sqrt
+from libc.math cimport NAN, fabs, isfinite, sqrt
 from libc.stdint cimport int8_t, int32_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 
 cimport cython
-
-from .core cimport Block
 
 import numpy as np
 
@@ -36,7 +34,8 @@ cdef extern from *:
     }
 
     /* out[i] = vectors[i] . x for n rows of d floats. Row after row: four at a time defeat the memory's prefetcher. */
-    TINYLCM_CLONES static void tinylcm_dots(const float *vectors, const float *x, ptrdiff_t n, ptrdiff_t d, float *out) {
+    TINYLCM_CLONES static void tinylcm_dots(
+            const float *vectors, const float *x, ptrdiff_t n, ptrdiff_t d, float *out) {
         for (ptrdiff_t i = 0; i < n; i++) {
             const float *a = vectors + i * d;
             tinylcm_f16 sa = {0}, sb = {0};
@@ -52,7 +51,8 @@ cdef extern from *:
         }
     }
 
-    TINYLCM_CLONES static void tinylcm_manhattan(const float *vectors, const float *x, ptrdiff_t n, ptrdiff_t d, float *out) {
+    TINYLCM_CLONES static void tinylcm_manhattan(
+            const float *vectors, const float *x, ptrdiff_t n, ptrdiff_t d, float *out) {
         for (ptrdiff_t i = 0; i < n; i++) {
             const float *a = vectors + i * d;
             tinylcm_f16 sum = {0};
@@ -88,7 +88,8 @@ cdef extern from *:
     }
 
     /* Products of bytes, summed in 32 bits: d <= 65536 cannot overflow (127 * 127 * 65536 < 2**31). */
-    TINYLCM_CLONES static void tinylcm_dots8(const int8_t *vectors, const int8_t *x, ptrdiff_t n, ptrdiff_t d, int32_t *out) {
+    TINYLCM_CLONES static void tinylcm_dots8(
+            const int8_t *vectors, const int8_t *x, ptrdiff_t n, ptrdiff_t d, int32_t *out) {
         for (ptrdiff_t i = 0; i < n; i++) {
             const int8_t *a = vectors + i * d;
             int32_t sum = 0;
@@ -150,8 +151,8 @@ cdef class KNN:
         classes: number of labels.
         k: neighbours that vote, 1 to 256; fewer vote while there are fewer.
         metric: `euclidean`, `manhattan`, or `cosine` (1 - cos; a vector of zeros is at distance 1 from everything).
-        dtype: `float32`, or `int8`: a quarter of the memory; each vector is stored as round(127 x / max|x|) with its own
-            scale, and so is the query, so distances are off by about 1 % of the vectors' norms.
+        dtype: `float32`, or `int8`: a quarter of the memory; each vector is stored as round(127 x / max|x|) with its
+            own scale, and so is the query, so distances are off by about 1 % of the vectors' norms.
         weights: a neighbour's vote is 1 (`uniform`), or 1 / distance (`distance`; a distance of 0 decides alone).
         capacity: most vectors; one more evicts one.
         eviction: `oldest`, or `balanced`: the oldest of the label that has most.
@@ -159,8 +160,8 @@ cdef class KNN:
     Raises:
         ConfigError: an argument is out of its range.
 
-    Of equal distances the newer vector is the nearer. Distances are true ones in float32 (computed in double; a vector's
-    distance to itself is 0). One owner at a time: searches share scratch memory.
+    Of equal distances the newer vector is the nearer. Distances are true ones in float32 (computed in double; a
+    vector's distance to itself is 0). One owner at a time: searches share scratch memory.
 
     Attributes:
         size: vectors held.
@@ -169,8 +170,8 @@ cdef class KNN:
     >>> head = KNN(2, classes=2, k=1)
     >>> head.add([0.0, 0.0], 0), head.add([3.0, 4.0], 1)
     (0, 1)
-    >>> head.neighbours([0.0, 0.0])[1][0], head.predict([3.0, 3.0])
-    (0.0, 1)
+    >>> head.neighbours([0.0, 0.0])[1].tolist(), head.predict([3.0, 3.0])
+    ([0.0], 1)
     """
 
     cdef readonly Py_ssize_t d, classes, k, capacity, size
@@ -256,7 +257,6 @@ cdef class KNN:
     cdef int _read(self, object values) except -1:
         """A vector into `_query`, checked."""
         cdef const float[::1] row
-        cdef Py_ssize_t j
         try:
             with np.errstate(over="ignore"):
                 array = np.asarray(values, dtype=np.float32, order="C")
@@ -551,7 +551,7 @@ cdef class KNN:
 
     def predict(self, x):
         """The label with most votes; of equal votes that of the nearer neighbour."""
-        cdef Py_ssize_t i, count
+        cdef Py_ssize_t i
         cdef float best
         scores = self.scores(x)
         best = scores.max()
@@ -578,7 +578,10 @@ cdef class KNN:
         view = result
         for i in range(self.size):
             for j in range(self.d):
-                view[i, j] = self._bytes[i * self.d + j] * self._scales[i] if self._int8 else self._vectors[i * self.d + j]
+                if self._int8:
+                    view[i, j] = self._bytes[i * self.d + j] * self._scales[i]
+                else:
+                    view[i, j] = self._vectors[i * self.d + j]
         return result
 
     def labels(self):
@@ -594,7 +597,7 @@ cdef class KNN:
     def to_arrays(self):
         """Everything held, oldest first, for `from_arrays`: `vectors` (as stored), `labels`, and `scales` for int8."""
         cdef int8_t[:, ::1] view
-        cdef Py_ssize_t i, j
+        cdef Py_ssize_t i
         order = np.argsort(self.ages(), kind="stable")
         arrays = {"labels": np.array(self.labels(), dtype=np.int32)[order]}
         if not self._int8:

@@ -1,4 +1,4 @@
-"""A prediction as one compact object: what costs something to make (its id, its tuple of scores) is made when asked for."""
+"""A prediction as one compact object: what costs something (its id, its tuple of scores) is made when asked for."""
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.math cimport NAN, isnan

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tinylcm.config import DeviceConfig, ServerConfig, TrialConfig
 from tinylcm.device import enrol
@@ -18,7 +19,7 @@ from tinylcm.keys import init_keys
 from tinysphere.client import Client
 
 
-def run_cli(module: str, *arguments: str) -> dict:
+def run_cli(module: str, *arguments: str) -> dict[str, Any]:
     """Run one of our commands with --json; its answer."""
     result = subprocess.run(
         [sys.executable, "-m", module, *arguments, "--json"], capture_output=True, text=True, check=False, timeout=120
