@@ -55,6 +55,7 @@ class ModelConfig:
     Attributes:
         package: to install at start, for a device without a server.
         threads: compute threads; 0 stands for the device's.
+        priority: niceness of a worker's thread.
         latency_us, memory_bytes: budgets beyond which there is an alarm; 0 leaves it to the manifest.
     """
 
@@ -62,6 +63,7 @@ class ModelConfig:
     threads: int = 0
     spinning: bool = False
     arena: bool = True
+    priority: int = 0
     latency_us: float = 0.0
     memory_bytes: int = 0
 
@@ -91,12 +93,13 @@ class DeviceConfig:
 
 
 def _model(fields: Fields, base: Path) -> ModelConfig:
-    fields.refuse_unknown("package", "threads", "spinning", "arena", "latency_us", "memory_bytes")
+    fields.refuse_unknown("package", "threads", "spinning", "arena", "priority", "latency_us", "memory_bytes")
     return ModelConfig(
         package=base / fields.text("package", length_max=4096) if "package" in fields else None,
         threads=fields.natural("threads", 0, high=1024),
         spinning=fields.typed("spinning", bool, False),
         arena=fields.typed("arena", bool, True),
+        priority=fields.natural("priority", 0, low=-20, high=19),
         latency_us=fields.number("latency_us", 0.0, low=0.0, high=1e12),
         memory_bytes=fields.natural("memory_bytes", 0),
     )
@@ -239,6 +242,7 @@ privacy = "full"              # full, features, hashed or none
 # threads = 0                 # 0: as [device] says
 # spinning = false            # true: microseconds faster, a third of a core at sensor rates
 # arena = true                # false: a little less memory, slower
+# priority = 0                # niceness of a Worker's thread, -20 to 19
 # latency_us = 0.0            # budget of a prediction; more is an alarm; 0: as the manifest says
 # memory_bytes = 0            # budget of the process
 """

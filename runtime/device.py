@@ -99,6 +99,15 @@ class Model:
         return self._pipeline.astream(samples, on_error=on_error)
 
     @property
+    def priority(self) -> int:
+        """The niceness that the configuration asks for, for a `Worker`."""
+        return self._pipeline.priority
+
+    def count_overflow(self) -> None:
+        """Count an item that was lost on its way to the model."""
+        self._pipeline.count_overflow()
+
+    @property
     def pipeline(self) -> Pipeline:
         """What runs the model, for `tinylcm.stream` of several models over one ring, and for `tinylcm.Worker`."""
         return self._pipeline
@@ -244,6 +253,7 @@ class Device:
             threads=model.threads or self.config.threads,
             spinning=model.spinning,
             arena=model.arena,
+            priority=model.priority,
             latency_us=model.latency_us,
             memory_bytes=model.memory_bytes,
         )

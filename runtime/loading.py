@@ -43,6 +43,7 @@ class Options:
         arena: keep the backend's memory arena; off saves a little memory and costs time.
         latency_us: budget of one prediction; more, three times in a row, is an alarm. 0: the manifest's.
         memory_bytes: budget of the process's resident memory, looked at with every summary. 0: the manifest's.
+        priority: niceness of the thread that a `Worker` runs the model in, -20 to 19; below 0 needs the right to.
     """
 
     threads: int = 1
@@ -50,8 +51,11 @@ class Options:
     arena: bool = True
     latency_us: float = 0.0
     memory_bytes: int = 0
+    priority: int = 0
 
     def __post_init__(self) -> None:
+        if not -20 <= self.priority <= 19:
+            raise ConfigError(f"priority={self.priority}: expected -20 to 19")
         if not 1 <= self.threads <= 1024:
             raise ConfigError(f"threads={self.threads}: expected 1 to 1024")
         if not self.latency_us >= 0 or self.memory_bytes < 0:

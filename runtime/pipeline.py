@@ -170,6 +170,15 @@ class Pipeline(Runner):
         return self._model.metrics
 
     @property
+    def priority(self) -> int:
+        """The niceness that the options ask for, for a `Worker`."""
+        return self._options.priority
+
+    def count_overflow(self) -> None:
+        """Count an item that was lost on its way here, such as in a worker's full queue."""
+        self._model.metrics.totals["overflow"] += 1  # no lock: a sensor's loop must not wait for the model
+
+    @property
     def predictions(self) -> int:
         """Made since the start, over all packages."""
         return self._model.engine.predictions

@@ -22,6 +22,15 @@ Overflow = Literal["drop_oldest", "drop_newest", "block"]
 class Streams(Protocol):
     """What a worker runs: a `Pipeline`, or a device's `Model`."""
 
+    @property
+    def priority(self) -> int:
+        """The niceness that the model's options ask for."""
+        ...
+
+    def count_overflow(self) -> None:
+        """One item was lost on its way to the model."""
+        ...
+
     def stream(self, samples: Iterator[object], *, on_error: Callable[[TinyLCMError], object]) -> Iterator[Prediction]:
         """Predict every window of a stream."""
         ...
@@ -38,14 +47,15 @@ class Worker:
         queue_items: rows or blocks that may wait.
         overflow: when the queue is full: `drop_oldest` and `drop_newest` lose an item and count it, `block` lets
             `put` wait.
-        priority: niceness of the thread, -20 to 19; below 0 needs the right to.
+        priority: niceness of the thread, -20 to 19; below 0 needs the right to. By default the model's own
+            (`Options.priority`, `[models.NAME] priority`).
 
     Raises:
         ConfigError: an argument is out of its range.
         DeviceError: the priority is refused.
 
     Attributes:
-        dropped: items that the queue has lost.
+        dropped: items that the queue has lost; the model's metrics count them too, as `overflow`.
         callback_errors: exceptions of `on_prediction`.
     """
 
@@ -57,8 +67,9 @@ class Worker:
         on_error: Callable[[TinyLCMError], object] | None = None,
         queue_items: int = 256,
         overflow: Overflow = "drop_oldest",
-        priority: int = 0,
+        priority: int | None = None,
     ) -> None:
+        priority = model.priority if priority is None else priority
         if overflow not in OVERFLOWS:
             raise ConfigError(f"overflow={overflow!r}: expected {', '.join(OVERFLOWS)}")
         if not 1 <= queue_items <= 1 << 20 or not -20 <= priority <= 19:
@@ -101,6 +112,7 @@ class Worker:
             full = len(self._waiting) >= self._size
             if full:
                 self.dropped += 1
+                self._model.count_overflow()
                 if self._overflow != "drop_oldest":
                     return False
                 self._waiting.popleft()

@@ -545,7 +545,8 @@ cdef class Engine:
 
     def __init__(self, Plan plan, convert, tensor, output, double scale, long long zero_point, rows,
                  tuple shape not None, run, Watch watch not None, MetricsRing metrics not None,
-                 Decider decider not None, extra, stages, tuple labels not None, str reject, str model, str version, str variant, str session):
+                 Decider decider not None, extra, stages, tuple labels not None, str reject, str model, str version,
+                 str variant, str session):
         cdef Py_ssize_t i
         if self._held:
             raise RuntimeError("an engine is made once")

@@ -1909,7 +1909,7 @@ cdef class MetricsRing:
         return [self._counts[i] for i in range(self.labels)]
 
     def histogram(self, str stage="total"):
-        """A stage's counts in the buckets of `bucket_bounds` since the start, and the latencies' sum in microseconds."""
+        """A stage's counts in the buckets of `bucket_bounds` since the start, and the latencies' sum in us."""
         cdef Py_ssize_t i, which = STAGES if stage == "total" else STAGE_NAMES.index(stage)
         return [self._histograms[which][i] for i in range(BUCKETS)], self._sums[which]
 
