@@ -82,6 +82,7 @@ class Worker:
         self._closing = False
         self._ended = False
         self._failure: BaseException | None = None
+        self._trace: TracebackType | None = None
         self._started = threading.Event()
         self.dropped = 0
         self.callback_errors = 0
@@ -105,8 +106,7 @@ class Worker:
         with self._changed:
             if self._overflow == "block" and len(self._waiting) >= self._size:
                 self._changed.wait_for(lambda: len(self._waiting) < self._size or self._over, timeout_s)
-            if self._failure is not None:
-                raise self._failure
+            self._raise_failure()
             if self._closing:
                 raise ConfigError("the worker is closed")
             full = len(self._waiting) >= self._size
@@ -124,6 +124,11 @@ class Worker:
     def _over(self) -> bool:
         return self._closing or self._ended
 
+    def _raise_failure(self) -> None:
+        """Tell what ended the stream; each time with its own traceback only, which would grow with every telling."""
+        if self._failure is not None:
+            raise self._failure.with_traceback(self._trace)
+
     def predictions(self, *, timeout_s: float | None = None) -> Iterator[Prediction]:
         """Predictions as they come, until the worker is closed, or none has come for `timeout_s`.
 
@@ -134,8 +139,8 @@ class Worker:
             with self._changed:
                 there = self._changed.wait_for(lambda: self._ready or self._ended, timeout_s)
                 if not self._ready:
-                    if there and self._failure is not None:
-                        raise self._failure
+                    if there:
+                        self._raise_failure()
                     return
                 prediction = self._ready.popleft()
             yield prediction
@@ -163,9 +168,9 @@ class Worker:
         try:
             for prediction in self._model.stream(self._items(), on_error=self._report):
                 self._hand_out(prediction)
-        except Exception as error:  # whatever it was: the caller of `put` must hear of it
+        except BaseException as error:  # sys.exit() in a callback too: the caller of `put` must hear of it
             _log.error("the worker has ended: %s", error)
-            self._failure = error
+            self._failure, self._trace = error, error.__traceback__
         finally:
             with self._changed:
                 self._ended = True
@@ -200,11 +205,14 @@ class Worker:
         """Let the worker finish what waits, and end.
 
         Raises:
+            ConfigError: a callback calls it, and would wait for itself.
             DeviceError: it did not end in time; its thread is left behind.
         """
         with self._changed:
             self._closing = True
             self._changed.notify_all()
+        if threading.current_thread() is self._thread:
+            raise ConfigError("close() waits for the worker's callbacks: call it from another thread, not from one")
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             raise DeviceError(f"the worker did not end within {timeout_s:g} s: the model or a callback hangs")

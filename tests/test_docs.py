@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tinylcm
-from tinylcm import config, errors, wire
+from tinylcm import capture, config, errors, manifest, preprocess, wire
+from tinylcm._ext.prediction import FIELDS as PREDICTION_FIELDS
+from tinylcm.backends import BUILT_IN
 from tinylcm.cli import make_parser as tinylcm_parser
 from tinylcm.keys import init_keys, load_public, pin_root
-from tinylcm.package import MAGIC, MEMBERS
-from tinylcm.publish import build
+from tinylcm.package import MAGIC
+from tinylcm.publish import INPUT_KEYS, MANIFEST_KEYS, WINDOW_KEYS, build
 from tinylcm.segments import JOURNAL_SCHEMA
 from tinysphere.app import ROUTES
 from tinysphere.auth import ROLES, SCOPES
@@ -34,6 +36,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 RECORD_TYPES = {"alarm", "label", "deployment", "summary", "device", "gap"}
+UNREAD_TYPES = {"sample"}  # the server stores them as they are
 WIRE_TYPES = [
     wire.SyncRequest,
     wire.SyncResponse,
@@ -80,12 +83,13 @@ def test_every_command_and_option_is_documented(parser: argparse.ArgumentParser)
 
 def test_every_key_of_device_toml_is_documented() -> None:
     text = page("configuration.md")
-    types = [config.DeviceConfig, config.ServerConfig, config.JournalConfig, config.TrialConfig]
-    tables = {"server", "journal", "trial", "packages"}  # the attributes that are tables of their own
-    keys = {item.name for kind in types for item in fields(kind)} - tables
-    assert missing(keys | {"package"}, text) == []
+    types = [config.DeviceConfig, config.ServerConfig, config.JournalConfig, config.TrialConfig, config.ModelConfig]
+    tables = {"server", "journal", "trial", "models", "capture"}  # the attributes that are tables of their own
+    keys = {item.name for kind in (*types, capture.CapturePolicy) for item in fields(kind)} - tables
+    assert missing(keys, text) == []
     for line in config.default_toml().splitlines():
-        if found := re.match(r"([a-z_]+) = (\S+)", line):
+        found = re.match(r"(?:# )?([a-z_]+) = (\S+)", line)
+        if found and found[1] != "package":
             assert re.search(rf"\| `{found[1]}` \| `{re.escape(found[2])}`", text), f"the default of {line!r}"
 
 
@@ -105,8 +109,17 @@ def test_every_error_and_public_name_is_documented() -> None:
     classes = {name for name, kind in vars(errors).items() if inspect.isclass(kind) and issubclass(kind, Exception)}
     assert {"TinyLCMError", "InputError"} <= classes
     names = {*classes, *tinylcm.__all__, *tinylcm.drift.__all__, *tinylcm.stats.__all__}
-    values = {item.name for kind in (tinylcm.Prediction, tinylcm.Alarm) for item in fields(kind)}
+    values = {*PREDICTION_FIELDS, *(item.name for item in fields(tinylcm.Alarm))}
     assert missing(names | values, text) == []
+
+
+def test_every_key_of_a_manifest_is_documented() -> None:
+    text = page("inference.md")
+    kinds = (manifest.PostSpec, manifest.Budget, manifest.StageSpec)
+    keys = {*MANIFEST_KEYS, *INPUT_KEYS, *WINDOW_KEYS, *(item.name for kind in kinds for item in fields(kind))}
+    values = {*manifest.MISSING, *manifest.REPEATED, *manifest.ACTIVATIONS, *BUILT_IN, manifest.CHAIN}
+    assert missing(keys | values, text) == []
+    assert missing({*preprocess.OPS, *capture.PRIVACY}, text) == []
 
 
 @pytest.mark.parametrize("kind", WIRE_TYPES, ids=lambda kind: kind.__name__)
@@ -117,7 +130,7 @@ def test_every_field_on_the_wire_is_documented(kind: type) -> None:
 
 def test_every_record_type_and_file_format_is_documented() -> None:
     text = page("wire.md")
-    assert missing(RECORD_TYPES | set(DEPLOYMENT_STATES) | set(MEMBERS), text) == []
+    assert missing(RECORD_TYPES | UNREAD_TYPES | set(DEPLOYMENT_STATES) | {"golden.f32", "model.onnx"}, text) == []
     assert f"`WIRE_VERSION` is {wire.WIRE_VERSION}" in text
     assert f"schema {JOURNAL_SCHEMA}" in text
     assert MAGIC.decode().strip() in text
@@ -169,7 +182,7 @@ def test_every_page_is_in_the_index(path: Path) -> None:
     assert path.name == "README.md" or f"]({path.name})" in page("README.md")
 
 
-@pytest.mark.parametrize("name", ["quickstart.md", "python-api.md"])
+@pytest.mark.parametrize("name", ["quickstart.md", "python-api.md", "inference.md"])
 def test_examples_run(name: str, tmp_path: Path, activity: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for source in activity.iterdir():
         if source.is_file():
