@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from tinylcm import drift, stats
+from tinylcm._ext.knn import KNN
+from tinylcm.preprocess import make_plan, parse_steps
 
 VECTORS = Path(__file__).parent.parent / "tests" / "data" / "drift_river.json"
 
@@ -24,6 +26,23 @@ def numbers(count: int, seed: int) -> list[float]:
     return [
         sum(rng.random() for _ in range(12)) - 6.0 + (1.0 if index > count * 2 // 3 else 0.0) for index in range(count)
     ]
+
+
+def decisions() -> dict[str, Any]:
+    """What loops decide whose last bits may differ: those of kNN and of mel bands run in vectors of any width."""
+    rows = np.array(numbers(6000, 4), dtype=np.float32).reshape(-1, 60)
+    found: dict[str, Any] = {}
+    for metric in ("euclidean", "manhattan", "cosine"):
+        for dtype in ("float32", "int8"):
+            head = KNN(60, 3, metric=metric, dtype=dtype, capacity=80)
+            head.add_many(rows[:80], np.arange(80) % 3)
+            found[f"KNN {metric} {dtype}"] = [head.neighbours(row)[0].tolist() for row in rows[80:]]
+    steps = parse_steps([{"op": "log_mel", "frame": 400, "hop": 160, "mels": 20}], "steps")
+    plan = make_plan(steps, 1600, 1, 16000.0, dtype="int8", scale=0.25, zero_point=0)
+    sound = np.zeros(plan.shape, dtype=np.int8)
+    plan.apply(np.array(numbers(1600, 5), dtype=np.float32).reshape(-1, 1), sound)
+    found["log_mel int8"] = sound.tolist()
+    return found
 
 
 def main() -> None:
@@ -77,7 +96,8 @@ def main() -> None:
     for name, (one, data) in ours.items():
         alarms = one.update_many(np.asarray(data, dtype=float))
         states[name] = [hashlib.sha256(one.to_state()).hexdigest(), alarms]
-    print(json.dumps({"machine": platform.machine(), "cases": len(cases), "failed": failed, "states": states}))
+    answer = {"machine": platform.machine(), "cases": len(cases), "failed": failed, "states": states}
+    print(json.dumps({**answer, "decisions": decisions()}))
 
 
 if __name__ == "__main__":
