@@ -26,11 +26,12 @@ from .version import __version__
 
 ROUNDS: Final = 20  # of both sides in turn: a slow moment of the machine hits both alike
 BATCH_MAX: Final = 2_000  # calls a round
+PACED_MIN: Final = 4  # calls, two of each side; also what bounds the time that a low rate takes
 PACED_MAX: Final = 100_000
 RATE_HZ: Final = 100.0
 CHILD_TIMEOUT_S: Final = 120.0
 _CHILD: Final = """
-import json, sys, time, resource
+import json, sys, time
 start = time.perf_counter()
 import tinylcm
 imported = time.perf_counter()
@@ -40,7 +41,8 @@ pipeline, window = open_model(Path(sys.argv[1]), int(sys.argv[2]))
 opened = time.perf_counter()
 pipeline.infer(window)
 first = time.perf_counter()
-rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+import psutil  # not ru_maxrss: a process that was started inherits the peak of the one that started it
+rss = psutil.Process().memory_info().rss
 print(json.dumps([imported - start, opened - imported, first - opened, rss]))
 """
 
@@ -131,7 +133,8 @@ def bench(
     Args:
         model: a checked package, or a plain model file that is trusted.
         seconds: of the hot and of the paced measurement, each, 0.05 to 3600.
-        rate_hz: of the paced one; 0: as often as the package's windows come, else 100.
+        rate_hz: of the paced one, at least four calls in these seconds; 0: as often as the package's windows come,
+            else 100.
         threads: compute threads.
         progress: called with the share that is done.
 
@@ -142,10 +145,17 @@ def bench(
     if not 0.05 <= seconds <= 3600 or not 0 <= rate_hz <= 1e5:
         raise ConfigError("expected seconds of 0.05 to 3600 and a rate_hz of 0 to 100000")
     step = progress or (lambda share: None)
+    slowest_hz = PACED_MIN / seconds
+    if 0 < rate_hz < slowest_hz:
+        raise ConfigError(
+            f"rate_hz={rate_hz:g} gives fewer than {PACED_MIN} calls in {seconds:g} s: measure for at least "
+            f"{PACED_MIN / rate_hz:g} s"
+        )
     pipeline, window = open_model(model, threads)
     manifest = pipeline.manifest
     if not rate_hz:
-        rate_hz = manifest.window.rate_hz / manifest.window.hop if manifest.window.rate_hz else RATE_HZ
+        own_hz = manifest.window.rate_hz / manifest.window.hop if manifest.window.rate_hz else RATE_HZ
+        rate_hz = max(own_hz, slowest_hz)
     run = pipeline.backend.run
 
     def full() -> object:
@@ -229,7 +239,7 @@ def _paced(
     """Both sides at a rate, one call after the other's, by a clock that does not drift."""
     taken: dict[str, list[int]] = {name: [] for name in calls}
     sides, start = list(calls.items()), time.monotonic()
-    total = max(2 * len(sides), min(PACED_MAX, round(seconds * rate_hz)))
+    total = max(PACED_MIN, min(PACED_MAX, round(seconds * rate_hz)))
     for index in range(total):
         wait = start + index / rate_hz - time.monotonic()
         if wait > 0:

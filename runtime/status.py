@@ -19,6 +19,7 @@ from .wire import canonical_json, finite
 _log = logging.getLogger("tinylcm")
 SOCKET: Final = "status.sock"
 TIMEOUT_S: Final = 2.0
+RETRY_S: Final = 0.5
 STATUS_BYTES_MAX: Final = 8 << 20
 _PATH_BYTES_MAX: Final = 100  # the kernel's limit is 108
 
@@ -36,7 +37,7 @@ class StatusServer:
         self._read = read
         self._socket: socket.socket | None = None
         self._thread: threading.Thread | None = None
-        self._closing = False
+        self._closing = threading.Event()
 
     def start(self) -> bool:
         """Listen; False, and a warning, where that cannot be: the device works without."""
@@ -63,11 +64,13 @@ class StatusServer:
 
     def _serve(self) -> None:
         assert self._socket is not None
-        while not self._closing:
+        while not self._closing.is_set():
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if not self._closing.wait(RETRY_S):  # out of descriptors, perhaps: that passes
+                    _log.warning("a status was not given: %s", error)
+                continue
             with connection:
                 connection.settimeout(TIMEOUT_S)
                 try:
@@ -77,7 +80,7 @@ class StatusServer:
 
     def close(self) -> None:
         """Stop, and take the socket away."""
-        self._closing = True
+        self._closing.set()
         if self._socket is None or self._thread is None:
             return
         with contextlib.suppress(OSError):
@@ -104,12 +107,14 @@ def ask_status(folder: Path) -> dict[str, Json] | None:
             while size < STATUS_BYTES_MAX and (part := connection.recv(1 << 16)):
                 parts.append(part)
                 size += len(part)
-    except ConnectionRefusedError:
-        return None  # left behind by a process that crashed
+    except (ConnectionRefusedError, FileNotFoundError):
+        return None  # left behind by a process that crashed, or closed just now
     except OSError as error:
         raise DeviceError(f"the device that runs on {folder} does not answer: {error}") from error
     try:
         document = json.loads(b"".join(parts))
     except ValueError as error:
         raise DeviceError(f"the device that runs on {folder} gave no status: {error}") from error
-    return dict(document)
+    if not isinstance(document, dict):
+        raise DeviceError(f"the device that runs on {folder} gave no status: expected an object")
+    return document

@@ -1833,8 +1833,8 @@ cdef inline Py_ssize_t bucket_of(double x) noexcept nogil:
     if not x > 0.25:
         return 0
     memcpy(&bits, &x, sizeof(bits))
-    # Exponent and the two leading bits of the mantissa are the bucket.
-    place = <Py_ssize_t>(bits >> 50) - ((1023 + FIRST) << 2) + 1
+    # Exponent and the two leading bits of the mantissa are the bucket; a bound itself belongs to the bucket it ends.
+    place = <Py_ssize_t>((bits - 1) >> 50) - ((1023 + FIRST) << 2) + 1
     return place if place < BUCKETS else BUCKETS - 1
 
 
@@ -1843,7 +1843,7 @@ def bucket_bounds():
     cdef Py_ssize_t i
     bounds = [0.25]
     for i in range(BUCKETS - 2):
-        bounds.append(2.0 ** (FIRST + i // QUARTERS) * (1 + (i % QUARTERS + 1) / QUARTERS))
+        bounds.append(2.0 ** (FIRST + i // QUARTERS) * (1.0 + (i % QUARTERS + 1) / <double>QUARTERS))
     return bounds
 
 

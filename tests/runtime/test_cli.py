@@ -6,11 +6,15 @@ import io
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from tinylcm import Device
 from tinylcm.cli import main, make_parser
+from tinylcm.status import StatusServer
 
 ARGUMENTS = ["--manifest", "model.toml", "--key", "keys/release.key"]
 
@@ -206,3 +210,98 @@ def test_a_report_is_written_and_told(tables: Path, capsys: pytest.CaptureFixtur
     assert document["verdict"] == "drift"
     (tables / "torn.npz").write_bytes((tables / "ref.npz").read_bytes()[:100])
     assert "torn.npz" in run(capsys, "drift", "report", "ref.npz", "torn.npz", code=1)
+
+
+@pytest.fixture
+def device(folder: Path, package: dict, capsys: pytest.CaptureFixture[str]) -> Path:
+    run(capsys, "init")
+    run(capsys, "keys", "trust", "keys/root.pub")
+    run(capsys, "package", "install", "activity-1.0.0.tlm")
+    return folder
+
+
+def test_status_tells_of_the_process_that_runs_and_of_none(
+    device: Path, activity: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "process  none runs here now" in run(capsys, "status")
+    assert json.loads(run(capsys, "status", "--json"))["running"] is None
+    window = np.load(activity / "data" / "basic_motions.npz")["x_test"][0].T
+    with Device.open("device.toml") as opened:
+        list(opened.model("activity").stream([window]))
+        text = run(capsys, "status")
+        document = json.loads(run(capsys, "status", "--json"))
+    assert "model    activity 1.0.0 (trial)" in text and "running  activity 1.0.0: 1 windows" in text
+    assert "process  " in text and "MiB" in text and "0 errors, 0 samples dropped, 0 gaps" in text
+    running = document["running"]["models"]["activity"]
+    assert running["windows"] == 1 and running["latency"]["total"]["p50_us"] > 0
+    assert document["running"]["system"]["threads"] >= 2
+    assert "process  none runs here now" in run(capsys, "status")
+
+
+def test_status_for_prometheus_has_the_metrics_of_the_process_that_runs(
+    device: Path, activity: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    window = np.load(activity / "data" / "basic_motions.npz")["x_test"][0].T
+    with Device.open("device.toml") as opened:
+        list(opened.model("activity").stream([window]))
+        text = run(capsys, "status", "--prometheus")
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    (sample,) = families["tinylcm_predictions"].samples
+    assert sample.value == 1 and sample.labels == {"model": "activity", "version": "1.0.0"}
+    assert families["tinylcm_latency_seconds"].type == "histogram"
+    idle = {family.name for family in text_string_to_metric_families(run(capsys, "status", "--prometheus"))}
+    assert {"tinylcm_disk_free_bytes", "tinylcm_journal_bytes"} <= idle and "tinylcm_predictions" not in idle
+
+
+def test_status_says_what_is_wrong_with_an_answer(device: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def read() -> dict[str, object]:
+        raise KeyError("models")
+
+    (device / "data").mkdir(exist_ok=True)
+    data = Path(json.loads(run(capsys, "status", "--json"))["data"])
+    server = StatusServer(data, read)
+    assert server.start()
+    try:
+        assert "gave no status" in run(capsys, "status", code=1)
+    finally:
+        server.close()
+
+
+def test_bench_prints_a_table_and_writes_figures_and_picture(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(
+        capsys, "bench", "model.onnx", "--seconds", "0.05", "-o", "bench.json", "--picture", "bench.svg"
+    )  # fmt: skip
+    assert "hot, infer" in text and "at 100 Hz, bare backend" in text and "windows/s" in text
+    document = json.loads((folder / "bench.json").read_text())
+    assert document["model"] == "model" and document["rate_hz"] == 100
+    assert document["hot"]["ratio"] == document["hot"]["full"]["p50"] / document["hot"]["bare"]["p50"]
+    root = ElementTree.fromstring((folder / "bench.svg").read_text())
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert any("infer: p50" in (element.text or "") for element in root.iter())
+
+
+def test_bench_measures_a_package_that_is_trusted(
+    folder: Path, package: dict, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", "activity-1.0.0.tlm", "--seconds", "0.05", "--json"]
+    assert "not trusted here" in run(capsys, *arguments, code=1)
+    assert json.loads(run(capsys, *arguments, "--any-root"))["monitors"] == package["monitors"]
+    run(capsys, "keys", "trust", "keys/root.pub")
+    document = json.loads(run(capsys, *arguments, "--rate-hz", "200"))
+    assert (document["model"], document["version"], document["rate_hz"]) == ("activity", "1.0.0", 200)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (["none.onnx"], 1, "none.onnx"),
+        (["model.onnx", "--seconds", "0"], 2, "expected seconds of 0.05 to 3600"),
+        (["model.onnx", "--rate-hz", "-1"], 2, "a rate_hz of 0 to 100000"),
+        (["model.onnx", "--rate-hz", "0.01"], 2, "measure for at least 400 s"),
+        (["model.onnx", "--threads", "0"], 2, "threads=0"),
+    ],
+)
+def test_bench_says_what_is_wrong(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, problem: str
+) -> None:
+    assert problem in run(capsys, "bench", *arguments, code=code)
