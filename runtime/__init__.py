@@ -14,7 +14,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from . import drift, monitors, stats
-    from .capture import CapturePolicy, Capturer
+    from .capture import CapturePolicy, Capturer, decode_sample
     from .device import Device
     from .loading import Options
     from .pipeline import Pipeline, stream
@@ -31,6 +31,7 @@ _LAZY = {
     "Sample": ("window", "Sample"),
     "Worker": ("worker", "Worker"),
     "stream": ("pipeline", "stream"),
+    "decode_sample": ("capture", "decode_sample"),
     "drift": ("drift", None),
     "monitors": ("monitors", None),
     "stats": ("stats", None),
@@ -56,6 +57,7 @@ __all__ = [
     "WireError",
     "Worker",
     "__version__",
+    "decode_sample",
     "drift",
     "monitors",
     "stats",

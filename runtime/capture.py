@@ -9,7 +9,7 @@ import random
 import threading
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -19,11 +19,13 @@ from tinylcm._ext.stats import window_moments
 
 from .checks import Fields
 from .clock import Clock
-from .errors import ConfigError
+from .errors import ConfigError, InputError
 from .types import Alarm, Json, Payload, Prediction
 
 PRIVACY: Final = ("full", "features", "hashed", "none")
 WAITING_MAX: Final = 256  # kept windows that no one has fetched yet
+SAMPLE_VALUES_MAX: Final = 1 << 26
+SAMPLE_BYTES_MAX: Final = 240 << 10  # of one kept window as a record; the journal takes 256 KiB
 DAY_S: Final = 86_400.0
 HOUR_S: Final = 3_600.0
 
@@ -123,7 +125,7 @@ class Capturer:
 
     Attributes:
         kept: windows handed over or waiting, by reason.
-        refused: windows that a rule wanted and the budget did not allow.
+        refused: windows that a rule wanted and the budget, or the size of one record (240 KiB), did not allow.
         lost: windows given up because nobody flushed.
     """
 
@@ -248,8 +250,9 @@ class Capturer:
         }
         content = np.ascontiguousarray(window, dtype="<f4").tobytes()
         if privacy == "full":
-            payload["encoding"] = "zlib+base64 of float32, little-endian"
-            payload["data"] = base64.b64encode(zlib.compress(content, 1)).decode("ascii")
+            kind, packed = _pack(window, content)
+            payload["encoding"] = f"zlib+base64 of {kind}"
+            payload["data"] = base64.b64encode(zlib.compress(packed, 1)).decode("ascii")
         elif privacy == "features":
             mean, std = np.zeros(window.shape[1]), np.zeros(window.shape[1])
             window_moments(np.ascontiguousarray(window), mean, std)
@@ -266,7 +269,7 @@ class Capturer:
         rate = self.policy.bytes_per_day / DAY_S
         self._budget = min(float(self.policy.bytes_per_day), self._budget + max(0.0, now_s - self._filled_s) * rate)
         self._filled_s = now_s
-        if size > self._budget:
+        if size > min(self._budget, SAMPLE_BYTES_MAX):
             self.refused += 1
             return None
         self._budget -= size
@@ -357,6 +360,47 @@ class Capturer:
             left = 0.0
         self._budget = min(float(self.policy.bytes_per_day), max(0.0, float(left)))
         self._filled_s = self._clock.monotonic_s()
+
+
+def _pack(window: NDArray[np.float32], content: bytes) -> tuple[str, bytes]:
+    """The window's bytes: those of an image as they came from the camera, a quarter of float32's."""
+    if window.size and window.min() >= 0 and window.max() <= 255:
+        small = window.astype(np.uint8)
+        if np.array_equal(small, window):
+            return "uint8", small.tobytes()
+    return "float32, little-endian", content
+
+
+def decode_sample(payload: Mapping[str, Json]) -> NDArray[np.float32]:
+    """The window of a `sample` record, as the pipeline saw it.
+
+    Args:
+        payload: of a record that was kept with `privacy = "full"`.
+
+    Returns:
+        float32 of the record's shape, `[samples, channels]`.
+
+    Raises:
+        InputError: the record holds no window, or a damaged one.
+    """
+    kinds = {"zlib+base64 of uint8": "u1", "zlib+base64 of float32, little-endian": "<f4"}
+    data, shape, encoding = payload.get("data"), payload.get("shape"), payload.get("encoding")
+    if not isinstance(data, str) or encoding not in kinds:
+        raise InputError(f"the sample holds no window: privacy {payload.get('privacy')!r}, encoding {encoding!r}")
+    if not isinstance(shape, list) or not all(type(n) is int and 0 < n <= SAMPLE_VALUES_MAX for n in shape):
+        raise InputError(f"a sample of shape {shape!r}")
+    kind = np.dtype(kinds[str(encoding)])
+    size = math.prod(n for n in shape if isinstance(n, int)) * kind.itemsize
+    if size > SAMPLE_VALUES_MAX * kind.itemsize:
+        raise InputError(f"a sample of shape {shape!r} has more than {SAMPLE_VALUES_MAX} values")
+    unpacker = zlib.decompressobj()
+    try:
+        content = unpacker.decompress(base64.b64decode(data, validate=True), size + 1)
+    except (ValueError, zlib.error) as error:
+        raise InputError(f"the sample is damaged: {error}") from error
+    if len(content) != size:
+        raise InputError(f"the sample is damaged: shape {shape!r} needs {size} bytes")
+    return np.frombuffer(content, dtype=kind).astype(np.float32).reshape([int(str(n)) for n in shape])
 
 
 def _entropy(scores: Sequence[float]) -> float:

@@ -257,7 +257,6 @@ def test_status_says_what_is_wrong_with_an_answer(device: Path, capsys: pytest.C
     def read() -> dict[str, object]:
         raise KeyError("models")
 
-    (device / "data").mkdir(exist_ok=True)
     data = Path(json.loads(run(capsys, "status", "--json"))["data"])
     server = StatusServer(data, read)
     assert server.start()
