@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from tinylcm.cli import make_parser as tinylcm_parser
 from tinylcm.errors import ModelError
+from tinylcm.preprocess import describe_ops
 from tinylcm.slots import TRANSITIONS, Event, Held, Slot, State, step
 from tinysphere.app import ROUTES
 from tinysphere.cli import make_parser as tinysphere_parser
@@ -159,6 +160,7 @@ PARTS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
     "routes": ("http-api.md", routes),
     "problems": ("http-api.md", problems),
     "slots": ("architecture.md", slot_machine),
+    "ops": ("inference.md", describe_ops),
 }
 
 

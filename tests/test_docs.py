@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -120,6 +121,13 @@ def test_every_key_of_a_manifest_is_documented() -> None:
     values = {*manifest.MISSING, *manifest.REPEATED, *manifest.ACTIVATIONS, *BUILT_IN, manifest.CHAIN}
     assert missing(keys | values, text) == []
     assert missing({*preprocess.OPS, *capture.PRIVACY}, text) == []
+
+
+def test_the_manifests_shown_are_right() -> None:
+    blocks = [found[2] for found in BLOCK.finditer(page("inference.md")) if found[1].strip() == "toml"]
+    assert len(blocks) == 4
+    formats = {manifest.parse_manifest(tomllib.loads(body)).format for body in blocks}
+    assert formats == {"onnx", "tflite", "chain"}
 
 
 @pytest.mark.parametrize("kind", WIRE_TYPES, ids=lambda kind: kind.__name__)
