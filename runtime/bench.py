@@ -317,10 +317,14 @@ def _read(path: Path) -> float | None:
 # for people -----------------------------------------------------------------------------------------------
 
 
+def _title(report: Report) -> str:
+    return f"{report.model} {report.version}".strip()
+
+
 def summarise(report: Report) -> str:
     """The figures as a table."""
     lines = [
-        f"{report.model} {report.version} ({report.format}) on {report.machine['machine']}, "
+        f"{_title(report)} ({report.format}) on {report.machine['machine']}, "
         f"{report.machine['cpus']} cores; monitors: {', '.join(report.monitors) or 'none'}",
         f"{'':<24} {'p50':>10} {'p95':>10} {'p99':>10}  us",
     ]
@@ -355,7 +359,7 @@ def draw(report: Report) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {2 * _HEIGHT + 40}" '
         f'font-family="sans-serif" font-size="12" fill="{_INK}">',
         '<rect width="100%" height="100%" fill="#fff"/>',
-        f'<text x="{_MARGIN}" y="22" font-size="15">{_escape(report.model)} {_escape(report.version)}: '
+        f'<text x="{_MARGIN}" y="22" font-size="15">{_escape(_title(report))}: '
         "time of a prediction, share of calls</text>",
     ]
     for row, (title, pair) in enumerate(panels):
