@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,6 +35,8 @@ def device(folder: Path, windows: int) -> dict[str, Any]:
     import numpy as np
     from tinylcm.config import load_config
     from tinylcm.device import Device, enrol
+    from tinylcm.probe import probe
+    from tinylcm.system import peak_bytes
 
     config = load_config(folder / "device.toml")
     enrol(config, (folder / "join").read_text())
@@ -47,15 +48,15 @@ def device(folder: Path, windows: int) -> dict[str, Any]:
         for _ in model.stream(block for _ in range(windows // 50)):
             count += 1
         settled = opened.sync()
+        (package,) = (folder / "data" / "packages").glob("*.tlm")
         backends = [name for name in ("onnxruntime", "ai_edge_litert", "tflite_runtime") if name in sys.modules]
         return {
             "windows": count,
             "records_synced": settled,
             "backends": backends,
             "rss_bytes": rss_bytes(),
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            # The probe of the package was this process's only child.
-            "probe_peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+            "peak_bytes": peak_bytes(),
+            "probe_peak_bytes": probe(package, timeout_s=60, memory_bytes=2 << 30)["rss_bytes"],
         }
 
 

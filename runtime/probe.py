@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from .errors import ModelError, TinyLCMError
 from .manifest import Manifest
 from .package import Package, load_package
+from .system import peak_bytes
 from .types import Json
 
 _OUTPUT_BYTES_MAX: Final = 64 << 10
@@ -59,7 +60,7 @@ def check_golden(package: Package) -> dict[str, Json]:
         "windows": len(latencies),
         "latency_us": float(np.median(latencies)),
         "error_max": error_max,
-        "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "rss_bytes": peak_bytes(),
     }
 
 

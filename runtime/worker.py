@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Final, Literal, Protocol
 
+import numpy as np
+
 from .errors import ConfigError, DeviceError, TinyLCMError
 from .types import Prediction
 
@@ -56,6 +58,7 @@ class Worker:
 
     Attributes:
         dropped: items that the queue has lost; the model's metrics count them too, as `overflow`.
+        untaken: predictions that nobody took from `predictions` in time.
         callback_errors: exceptions of `on_prediction`.
     """
 
@@ -84,7 +87,7 @@ class Worker:
         self._failure: BaseException | None = None
         self._trace: TracebackType | None = None
         self._started = threading.Event()
-        self.dropped = 0
+        self.dropped = self.untaken = 0
         self.callback_errors = 0
         self._errors = 0
         self._thread = threading.Thread(target=self._run, name="tinylcm-worker", daemon=True)
@@ -95,6 +98,8 @@ class Worker:
 
     def put(self, item: object, *, timeout_s: float | None = None) -> bool:
         """Hand over a row or a block; False when it, or an older one, was given up.
+
+        An array is copied, so that a sensor's loop may use its buffer again; other items are kept as they are.
 
         Args:
             timeout_s: with `block`, wait at most this long for a place; None waits until there is one.
@@ -116,7 +121,7 @@ class Worker:
                 if self._overflow != "drop_oldest":
                     return False
                 self._waiting.popleft()
-            self._waiting.append(item)
+            self._waiting.append(item.copy() if isinstance(item, np.ndarray) else item)
             self._changed.notify_all()
             return not full
 
@@ -179,6 +184,7 @@ class Worker:
     def _hand_out(self, prediction: Prediction) -> None:
         if self._on_prediction is None:
             with self._changed:
+                self.untaken += len(self._ready) == self._ready.maxlen
                 self._ready.append(prediction)
                 self._changed.notify_all()
             return

@@ -120,6 +120,18 @@ def test_predictions_that_nobody_takes_are_bounded_and_the_newest_stay(logarithm
         for number in range(20):
             assert worker.put(row(number))
     assert [round(p.scores[0]) for p in worker.predictions()] == [16, 17, 18, 19]
+    assert worker.untaken == 16
+
+
+def test_a_sensors_buffer_may_be_used_again_at_once(gated: Callable[..., tuple[Worker, Gate]]) -> None:
+    worker, gate = gated("block", 8)
+    buffer = np.zeros(2, np.float32)
+    for number in (1, 2, 3):
+        buffer[:] = row(number)
+        worker.put(buffer)
+    gate.open.set()
+    worker.close()
+    assert [round(value) for value in gate.sums] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(("overflow", "kept"), [("drop_oldest", [0, 4, 5]), ("drop_newest", [0, 1, 2])])
