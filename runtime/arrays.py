@@ -40,7 +40,7 @@ def read_arrays(data: bytes, what: str) -> dict[str, NDArray[Any]]:
                     f"{ARRAYS_BYTES_MAX} bytes are taken"
                 )
             return {entry.filename.removesuffix(".npy"): _read(archive, entry, what) for entry in entries}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
         raise ModelError(f"{what} is no file of arrays (.npz): {error}") from error
 
 
