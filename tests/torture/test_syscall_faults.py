@@ -1,0 +1,225 @@
+"""Faults of the operating system at every call of every kind: nothing acknowledged is lost, every error is a clear one.
+
+strace injects them into a real device's process: an error (the call is not made), or a SIGKILL at the call. A call is
+counted in the thread that makes it, so one run may meet a fault once in each of the device's threads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import faulted
+import numpy as np
+import pytest
+from models import make_signer, manifest_of, write_keys
+from tinylcm import Device
+from tinylcm.backends.linear import linear_arrays
+from tinylcm.package import build_package
+
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
+]
+FULL = bool(os.environ.get("TINYMLOPS_TORTURE"))
+ERRORS = {
+    "write": ("EIO", "ENOSPC"),
+    "fsync": ("EIO", "ENOSPC"),
+    "fdatasync": ("EIO", "ENOSPC"),
+    "ftruncate": ("EIO",),
+    "openat": ("EROFS", "ENOSPC", "EIO"),
+    "mkdir": ("EROFS", "ENOSPC"),
+    "rename": ("EROFS", "EIO", "ENOSPC"),
+    "unlink": ("EROFS", "EIO"),
+    "pwrite64": ("EIO", "ENOSPC"),
+    "pread64": ("EIO",),
+    "flock": ("EIO",),
+}
+KILL = "SIGKILL"
+FOR_EVER = "+"
+EACH_MAX = 1000 if FULL else 2  # places a kind of call and fault
+RUN_S = 60
+TRIES = 5
+
+
+def package(version: str) -> bytes:
+    """A small model that needs no engine."""
+    manifest = replace(manifest_of(version=version), format="linear")
+    return build_package(manifest, {"model.npz": linear_arrays(np.eye(2, 3), np.zeros(2))}, make_signer())
+
+
+@dataclass
+class Life:
+    """What a device said of its life."""
+
+    code: int
+    acked: dict[tuple[str, str, int], int] = field(default_factory=dict)
+    settled: dict[tuple[str, str], int] = field(default_factory=dict)
+    installed: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    bugs: list[str] = field(default_factory=list)
+    predicted: tuple[int, int] | None = None
+    ended: bool = False
+
+    def read(self, text: str) -> None:
+        for line in text.splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "acked":
+                stream, epoch, seq, number = rest.split()
+                self.acked[stream, epoch, int(seq)] = int(number)
+            elif word == "settled":
+                stream, epoch, seq = rest.split()
+                self.settled[stream, epoch] = int(seq)
+            elif word == "predicted":
+                count, _, wanted = rest.split()
+                self.predicted = int(count), int(wanted)
+            elif word in ("installed", "error", "bug"):
+                {"installed": self.installed, "error": self.errors, "bug": self.bugs}[word].append(rest)
+            elif word == "end":
+                self.ended = True
+
+
+def prepare(folder: Path) -> None:
+    write_keys(folder / "data" / "trust", make_signer())
+    (folder / "first.tlm").write_bytes(package("1.0.0"))
+    (folder / "second.tlm").write_bytes(package("2.0.0"))
+    (folder / "device.toml").write_text(
+        '[device]\ndata = "data"\n[journal]\ncommit_interval_s = 0.0\n[models.gesture]\npackage = "first.tlm"\n'
+    )
+
+
+def live(folder: Path, *strace: str) -> Life:
+    """A life under strace, which comes when all is imported; its log is in the folder."""
+    command = [sys.executable, faulted.__file__, str(folder / "device.toml"), str(folder / "second.tlm")]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == "up\n"
+        tracer = subprocess.Popen(
+            ["strace", "-f", "-qq", "-y", "-o", str(folder / "strace.log"), *strace, "-p", str(process.pid)]
+        )
+        wait_until_traced(process.pid)
+        output, errors = process.communicate("go\n", timeout=RUN_S)
+        tracer.wait(RUN_S)
+    life = Life(process.returncode)
+    life.read(output)
+    assert "Traceback" not in errors, errors
+    return life
+
+
+def wait_until_traced(pid: int) -> None:
+    end = time.monotonic() + RUN_S
+    while "TracerPid:\t0" in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < end, "strace does not come"
+        time.sleep(0.005)
+
+
+def calls_of_a_life(folder: Path) -> dict[str, int]:
+    """How often each kind of call is made, in the thread of the device that makes it most often."""
+    prepare(folder)
+    life = live(folder, "-e", f"trace=execve,{','.join(ERRORS)}")
+    assert life.code == 0 and life.ended and not life.errors and not life.bugs
+    assert life.predicted == (2 * faulted.STEPS, 2 * faulted.STEPS) and life.installed == ["1.0.0", "2.0.0"]
+    assert len(life.acked) == 3 * faulted.STEPS
+    counts: Counter[tuple[str, int]] = Counter()
+    touching, programs = set(), set()
+    for line in (folder / "strace.log").read_text(errors="replace").splitlines():
+        if not (found := re.match(r"(\d+) +(\w+)\(", line)):
+            continue
+        thread, call = int(found[1]), found[2]
+        if call == "execve":
+            programs.add(thread)  # the main thread, and the package's probes
+            continue
+        counts[call, thread] += 1
+        if str(folder / "data") in line:
+            touching.add(thread)
+    threads = touching - programs
+    return {call: max((counts[call, thread] for thread in threads), default=0) for call in ERRORS}
+
+
+def places(count: int) -> Iterator[int]:
+    """All of 1 to count, or some that are spread over them."""
+    if count <= EACH_MAX:
+        yield from range(1, count + 1)
+        return
+    for index in range(EACH_MAX):
+        yield 1 + index * (count - 1) // (EACH_MAX - 1)  # the first and the last among them
+
+
+def check(folder: Path, life: Life) -> None:
+    """Open the device again, without faults: what it said is true."""
+    with Device.open(folder / "device.toml", background=False) as device:
+        for (stream, epoch, seq), number in life.acked.items():
+            if seq <= life.settled.get((stream, epoch), 0):
+                continue
+            records = device.journal.read(stream, 10_000, 64 << 20)  # type: ignore[arg-type]
+            found = {(record.epoch, record.seq): record for record in records}
+            assert (epoch, seq) in found, f"lost: {stream} {epoch} {seq}"
+            assert found[epoch, seq].payload["n"] == number
+        ids = [
+            (stream, record.epoch, record.seq)
+            for stream in ("events", "details")
+            for record in device.journal.read(stream, 10_000, 64 << 20)  # type: ignore[arg-type]
+        ]
+        assert len(ids) == len(set(ids))
+        model = device.model("gesture")
+        assert model.manifest.version in ("1.0.0", "2.0.0")
+        if "2.0.0" in life.installed:
+            assert model.manifest.version == "2.0.0"
+        assert model.infer([1.0, 2.0, 3.0]).label
+    assert not life.bugs, life.bugs
+    for error in life.errors:
+        assert re.match(r"(Config|Device|Model|JournalFull|Server|Timeout)\w*Error", error), error
+    if life.ended and life.predicted is not None:
+        assert life.predicted[0] == life.predicted[1], "a prediction failed because of the disk"
+
+
+def live_until_reached(folder: Path, call: str, fault: str, place: int, how: str) -> Life | None:
+    """A life that met the fault; how calls are shared among a commit's writes differs a little from life to life."""
+    what = f"signal={fault}" if fault == KILL else f"error={fault}"
+    for _ in range(TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        prepare(folder)
+        life = live(folder, "-e", f"trace={call}", "-e", f"inject={call}:{what}:when={place}{how}")
+        log = (folder / "strace.log").read_text(errors="replace")
+        if "(INJECTED)" in log or "killed by SIGKILL" in log:
+            return life
+    return None
+
+
+def test_every_fault_at_every_call(tmp_path: Path) -> None:
+    counts = calls_of_a_life(tmp_path / "plain")
+    print({call: count for call, count in counts.items() if count})
+    assert all(counts[call] >= 1 for call in ("write", "fsync", "fdatasync", "openat", "rename"))
+    plans = [
+        (call, fault, place, how)
+        for call, count in counts.items()
+        for how, faults in (("", (*ERRORS[call], KILL)), (FOR_EVER, ERRORS[call]))
+        for fault in faults
+        for place in places(count)
+    ]
+    missed, wrong = [], []
+    for plan in plans:
+        folder = tmp_path / "-".join(map(str, plan))
+        if (life := live_until_reached(folder, *plan)) is None:
+            missed.append(folder.name)
+            continue
+        try:
+            check(folder, life)
+        except Exception as error:  # all of them are wanted, not the first alone
+            wrong.append(f"{folder.name}: {type(error).__name__}: {error}")
+            continue
+        shutil.rmtree(folder)
+    print({"faults": len(plans), "reached": len(plans) - len(missed)})
+    assert wrong == [], "\n".join(wrong)
+    assert missed == []
