@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -112,7 +112,7 @@ def stored(database: Path) -> Counter[tuple[int, str, int]]:
 
 
 @pytest.mark.long
-def test_no_kill_loses_or_doubles_a_record(tmp_path: Path, record_property: pytest.RecordProperty) -> None:
+def test_no_kill_loses_or_doubles_a_record(tmp_path: Path, report: Callable[..., None]) -> None:
     keys, rng = make_keys(tmp_path / "keys"), random.Random(5)
     with sphere(tmp_path) as server, ChaosProxy(server.port, seed=6) as proxy:
         proxy.calm = True
@@ -136,17 +136,17 @@ def test_no_kill_loses_or_doubles_a_record(tmp_path: Path, record_property: pyte
             assert victim.wait_for("gone", 300)[1] == "0", (tmp_path / "victims.log").read_text()
         found = stored(server.data / "tinysphere.db")
         assert not proxy.errors
-    figures = {
-        "kills": KILLS,
-        "acknowledged": len(victim.acked),
-        "on the server": len(found),
-        "answers cut": proxy.answers_cut,
-        "requests doubled": proxy.fates["duplicate"],
-    }
-    print(figures)
-    for name, value in figures.items():
-        record_property(name, value)
+    lost, doubled = victim.acked - set(found), [key for key, count in found.items() if count > 1]
+    report(
+        "kill -9 of a device that syncs through a proxy that does harm",
+        kills=KILLS,
+        durable_records=len(victim.acked),
+        lost=len(lost),
+        doubled_in_the_database=len(doubled),
+        answers_cut=proxy.answers_cut,
+        requests_doubled=proxy.fates["duplicate"],
+    )
     assert len(victim.acked) > 10 * KILLS
-    assert victim.acked - set(found) == set(), "lost"
-    assert [key for key, count in found.items() if count > 1] == [], "doubled"
+    assert lost == set()
+    assert doubled == []
     assert proxy.answers_cut + proxy.fates["duplicate"] >= RESENDS_MIN, proxy.fates

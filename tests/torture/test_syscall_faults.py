@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -197,9 +197,8 @@ def live_until_reached(folder: Path, call: str, fault: str, place: int, how: str
     return None
 
 
-def test_every_fault_at_every_call(tmp_path: Path) -> None:
+def test_every_fault_at_every_call(tmp_path: Path, report: Callable[..., None]) -> None:
     counts = calls_of_a_life(tmp_path / "plain")
-    print({call: count for call, count in counts.items() if count})
     assert all(counts[call] >= 1 for call in ("write", "fsync", "fdatasync", "openat", "rename"))
     plans = [
         (call, fault, place, how)
@@ -220,6 +219,12 @@ def test_every_fault_at_every_call(tmp_path: Path) -> None:
             wrong.append(f"{folder.name}: {type(error).__name__}: {error}")
             continue
         shutil.rmtree(folder)
-    print({"faults": len(plans), "reached": len(plans) - len(missed)})
+    report(
+        "faults of system calls (EIO, ENOSPC, EROFS once and for ever, SIGKILL)",
+        faults=len(plans),
+        reached=len(plans) - len(missed),
+        wrong=len(wrong),
+        **{f"calls_of_{call}": count for call, count in counts.items() if count},
+    )
     assert wrong == [], "\n".join(wrong)
     assert missed == []

@@ -1,0 +1,55 @@
+"""What the torture tests measured, printed at the end and, when `WRITE=1` asks for it, put into docs/reliability.md."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "reliability.md"
+BEGIN, END = "<!-- begin: make torture WRITE=1 -->", "<!-- end -->"
+ROWS = pytest.StashKey[list[tuple[str, dict[str, object]]]]()
+
+
+@pytest.fixture
+def report(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """Call it with what was done and its figures; they are one row of the table."""
+    rows = request.config.stash.setdefault(ROWS, [])
+
+    def add(what: str, **figures: object) -> None:
+        rows.append((what, figures))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """One line a row."""
+    rows = config.stash.get(ROWS, [])
+    if not rows:
+        return
+    terminalreporter.section("torture")
+    for what, figures in rows:
+        terminalreporter.write_line(f"{what}: " + ", ".join(f"{name} {value}" for name, value in _shown(figures)))
+    if os.environ.get("TINYMLOPS_WRITE"):
+        PAGE.write_text(_renewed(PAGE.read_text(), rows))
+        terminalreporter.write_line(f"wrote {PAGE}")
+
+
+def _shown(figures: dict[str, object]) -> list[tuple[str, str]]:
+    return [
+        (name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        for name, value in figures.items()
+    ]
+
+
+def _renewed(page: str, rows: list[tuple[str, dict[str, object]]]) -> str:
+    lines = [f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores.", ""]
+    lines += ["| what | figures |", "|---|---|"]
+    lines += [
+        f"| {what} | {', '.join(f'{value} {name}' for name, value in _shown(figures))} |" for what, figures in rows
+    ]
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}"
