@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard runtime/_ext/*.pyx runtime/_ext/*.pxd) setup.py pyproject.toml
 
-.PHONY: demo build test lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view
+.PHONY: demo build test lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/activity/demo.py $(if $(KEEP),--keep)
@@ -50,6 +50,11 @@ bench-poc: $(VENV)/.dev
 
 tflite-runtime:
 	bash scripts/tflite_runtime.sh
+
+# Faults at length: power cuts, kills, faults of the operating system, hostile packages. WRITE=1 puts the figures into
+# docs/reliability.md. Needs strace.
+torture: $(VENV)/.dev
+	TINYMLOPS_TORTURE=1 $(if $(WRITE),TINYMLOPS_WRITE=1) $(BIN)/pytest -q tests/torture $(ARGS)
 
 sanitize:
 	bash scripts/sanitize.sh
