@@ -35,8 +35,7 @@ def device(folder: Path, windows: int) -> dict[str, Any]:
     import numpy as np
     from tinylcm.config import load_config
     from tinylcm.device import Device, enrol
-    from tinylcm.probe import probe
-    from tinylcm.system import peak_bytes
+    from tinylcm.probe import peak_bytes, probe
 
     config = load_config(folder / "device.toml")
     enrol(config, (folder / "join").read_text())

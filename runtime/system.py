@@ -143,17 +143,6 @@ class SystemProbe:
         return usage.f_bavail * usage.f_frsize, usage.f_blocks * usage.f_frsize
 
 
-def peak_bytes() -> int:
-    """The most memory that this process ever had resident.
-
-    Not `ru_maxrss`: a process that was started inherits the peak of the one that started it.
-    """
-    for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return int(psutil.Process().memory_info().rss)
-
-
 def _open_files() -> int | None:
     try:
         return sum(1 for _ in Path("/proc/self/fd").iterdir())

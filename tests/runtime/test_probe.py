@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from models import linear_model, make_package, unknown_operator_model
 from tflite_models import load
 from tinylcm.errors import ModelError
 from tinylcm.package import parse_package
-from tinylcm.probe import check_golden, probe
+from tinylcm.probe import check_golden, peak_bytes, probe
 
 LIMITS = {"timeout_s": 60.0, "memory_bytes": 2 << 30}
 
@@ -110,3 +112,11 @@ def test_a_child_that_dies_of_a_signal_is_named(tmp_path: Path) -> None:
         patch.setenv("PYTHONPATH", str(site))
         with pytest.raises(ModelError, match="crashed its probe \\(SIGSEGV\\)"):
             probe(write(tmp_path, package.data), **LIMITS)
+
+
+def test_the_peak_is_this_processes_own_and_not_its_parents() -> None:
+    ballast = bytearray(300 << 20)  # a child that was started inherits ru_maxrss from here
+    code = "from tinylcm.probe import peak_bytes; print(peak_bytes())"
+    child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
+    assert len(ballast) < peak_bytes()
+    assert 5 << 20 < child < 200 << 20
