@@ -46,7 +46,6 @@ from .wire import (
 )
 
 _log = logging.getLogger("tinylcm")
-BATCH_BYTES_MAX: Final = SYNC_BYTES_MAX // 2  # as the journal counts; JSON is larger
 ROUNDS_MAX: Final = 1000  # round trips of one sync while records are waiting
 TICK_S: Final = 0.25
 PERMANENT_ADVICE: Final = "the server does not know this device's key; enrol it again with a new join string"
@@ -308,8 +307,8 @@ class Agent:
 
     def _round_trip(self) -> tuple[int, bool]:
         now_s = self._clock.monotonic_s()
-        events = self._journal.read("events", SYNC_RECORDS_MAX // 2, BATCH_BYTES_MAX // 2)
-        details = self._journal.read("details", SYNC_RECORDS_MAX // 2, BATCH_BYTES_MAX // 2)
+        events = self._journal.read("events", SYNC_RECORDS_MAX // 2, self.sync.batch_bytes // 2)
+        details = self._journal.read("details", SYNC_RECORDS_MAX // 2, self.sync.batch_bytes // 2)
         body = self._request(events, details)
         while len(body) > SYNC_BYTES_MAX and len(events) + len(details) > 1:
             # JSON can be several times what the journal counts: send the older half.

@@ -5,6 +5,8 @@ Rules
 - An answer that is no TinySphere's changes nothing: the same records go again.
 - After a failure the wait is random within 0 and a bound that doubles (full jitter), so that a fleet that lost its
   server does not come back as one; the server's `Retry-After` is obeyed.
+- After a failure half as much is sent, down to `BATCH_BYTES_MIN`, and after a success twice as much: a link that is
+  slow, or breaks after so many bytes, still carries something.
 - A permanent refusal (the key was revoked) still tries again, at the longest wait: a restored server may know us.
 """
 
@@ -21,6 +23,7 @@ from .types import Json, Record, Stream
 from .wire import (
     DESIRED_UNCHANGED,
     STREAMS,
+    SYNC_BYTES_MAX,
     WIRE_VERSION,
     Anchor,
     Desired,
@@ -34,6 +37,8 @@ from .wire import (
 
 RETRY_AFTER_S_MAX: Final = 86400.0
 PROBLEM_CHARACTERS_MAX: Final = 300
+BATCH_BYTES_MAX: Final = SYNC_BYTES_MAX // 2  # as the journal counts; JSON is larger
+BATCH_BYTES_MIN: Final = 8 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,9 @@ class Sync:
         backoff_min_s, backoff_max_s: bounds of the wait after a failure.
         known: what was remembered from the last time.
         rng: for the jitter.
+
+    Attributes:
+        batch_bytes: how much to send at once, as the journal counts.
     """
 
     interval_s: float
@@ -76,6 +84,7 @@ class Sync:
     rng: random.Random = field(default_factory=random.Random)
     failures: int = 0
     next_s: float = 0.0
+    batch_bytes: int = BATCH_BYTES_MAX
     _sent: dict[Stream, list[tuple[str, int]]] = field(default_factory=dict)
 
     def request(
@@ -135,6 +144,7 @@ class Sync:
             desired=self.known.desired if desired is None else desired,
         )
         self.failures = 0
+        self.batch_bytes = min(BATCH_BYTES_MAX, 2 * self.batch_bytes)
         self.next_s = now_s + (
             self.interval_s if response.next_sync_s <= 0 else min(self.interval_s, response.next_sync_s)
         )
@@ -152,6 +162,7 @@ class Sync:
         """Note a failure; returns the seconds until the next try."""
         bound = min(self.backoff_max_s, self.backoff_min_s * 2.0 ** min(self.failures, 40))
         self.failures += 1
+        self.batch_bytes = max(BATCH_BYTES_MIN, self.batch_bytes // 2)
         wait = self.rng.uniform(0.0, bound)
         if error is not None and error.permanent:
             wait = self.backoff_max_s

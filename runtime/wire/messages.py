@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Final, Literal
 
 from ..checks import INTEGER_MAX, Fields
@@ -153,7 +153,8 @@ def canonical_json(value: object) -> bytes:
 
 def encode(message: SyncRequest | SyncResponse) -> bytes:
     """A message as JSON."""
-    return json.dumps(asdict(message), separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+    document = {item.name: getattr(message, item.name) for item in fields(message)}  # asdict would copy every record
+    return json.dumps(document, default=asdict, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
 def record_to_json(record: Record) -> dict[str, Json]:

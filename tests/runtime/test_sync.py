@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tinylcm.errors import ServerError, WireError
-from tinylcm.sync import Known, Sync, read_refusal
+from tinylcm.sync import BATCH_BYTES_MAX, BATCH_BYTES_MIN, Known, Sync, read_refusal
 from tinylcm.types import Record
 from tinylcm.wire import Anchor, Desired, SyncResponse, decode_request, encode
 
@@ -105,3 +105,16 @@ def test_any_answer_gives_an_outcome_or_a_wire_error(body: bytes) -> None:
     ask(sync, 1)
     with pytest.raises(WireError):
         sync.receive(body, 0.0)
+
+
+def test_a_link_that_fails_gets_smaller_batches_and_one_that_works_larger_ones() -> None:
+    sync = make_sync()
+    assert sync.batch_bytes == BATCH_BYTES_MAX
+    sync.failed(0.0)
+    assert sync.batch_bytes == BATCH_BYTES_MAX // 2
+    for _ in range(40):
+        sync.failed(0.0)
+    assert sync.batch_bytes == BATCH_BYTES_MIN
+    for _ in range(40):
+        sync.receive(answer(), 0.0)
+    assert sync.batch_bytes == BATCH_BYTES_MAX
