@@ -10,7 +10,7 @@ import platform
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +19,7 @@ import psutil
 from .backends import formats
 from .checks import Fields
 from .clock import Clock
-from .config import DeviceConfig
+from .config import DeviceConfig, TrialConfig
 from .errors import DeviceError, ModelError, ServerError, TinyLCMError, WireError
 from .files import device_error, read_bounded, write_atomic
 from .http import HttpClient
@@ -29,9 +29,10 @@ from .manifest import PACKAGE_BYTES_MAX
 from .package import Package
 from .pipeline import Pipeline
 from .probe import probe
-from .slots import Event, Held, Slot, State, boot, mark_failed, step, unstage
+from .slots import Event, Held, Slot, State, boot, check_rollback, mark_failed, revoke, step, unstage
 from .store import SlotStore
 from .sync import Known, Sync, read_refusal
+from .trial import PASSED, Counts, Trial, TrialBounds, p95
 from .types import Json, Record
 from .version import __version__
 from .wire import (
@@ -68,13 +69,23 @@ def capabilities() -> dict[str, Json]:
     }
 
 
-@dataclass(slots=True)
-class _Trial:
-    """Where a pipeline stood when its trial began."""
+def _begin(sha256: str, pipeline: Pipeline, before_us: float = 0.0) -> Trial:
+    return Trial(sha256, _counts(pipeline), before_us)
 
-    sha256: str
-    predictions: int
-    failures: int
+
+def _counts(pipeline: Pipeline) -> Counts:
+    return Counts(pipeline.predictions, pipeline.failures, pipeline.alarms)
+
+
+def _bounds(trial: TrialConfig) -> TrialBounds:
+    return TrialBounds(
+        windows=trial.windows,
+        errors_max=trial.errors_max,
+        latency_p95_us=trial.latency_p95_us,
+        latency_factor=trial.latency_factor,
+        confidence_min=trial.confidence_min,
+        alarms_max=trial.alarms_max,
+    )
 
 
 class Agent:
@@ -108,7 +119,7 @@ class Agent:
         self._identity = identity
         self._lock = threading.RLock()
         self._known_path = config.data / "server.json"
-        self._trials: dict[str, _Trial] = {}
+        self._trials: dict[str, Trial] = {}
         self._next_metrics_s = clock.monotonic_s() + config.metrics_interval_s
         self._http: HttpClient | None = None
         self.also: Callable[[], object] | None = None  # what a device does with every tick
@@ -137,6 +148,7 @@ class Agent:
                     self._store.write(model, after)
                 if before.state is State.TRIAL and after.state is not State.TRIAL and before.active is not None:
                     self._report(model, before.active, "rolled_back", "the device restarted too often in its trial")
+                self._enforce(model)
 
     def install(self, data: bytes, *, deployment: int = 0, model: str | None = None) -> Slot:
         """Stage, probe and put a package on trial.
@@ -146,11 +158,44 @@ class Agent:
             DeviceError: no space or no permission; the old model stays.
         """
         with self._lock:
-            package = self._store.add(data)
+            package = self._add(data)
             name = package.manifest.name
             if model is not None and name != model:
                 raise ModelError(f"the package is for model {name!r}, expected {model!r}")
             return self._stage(package, deployment)
+
+    def _add(self, data: bytes) -> Package:
+        """Keep a package, and act at once on what it says was revoked."""
+        package = self._store.add(data)
+        for model in self._store.models():
+            self._enforce(model)
+        return package
+
+    def _enforce(self, model: str) -> None:
+        """Leave a package that may not run any more for the one before, or say that there is no other."""
+        before = self._store.read(model)
+        revoked = self._store.revoked(before)
+        if before.active is not None and before.active.sha256 in revoked and before.previous is not None:
+            try:
+                self._store.load(before.previous)
+            except ModelError as error:  # what cannot run is no place to go back to
+                revoked[before.previous.sha256] = str(error)
+        after = revoke(before, revoked)
+        if after.active is not None and after.active != before.active:
+            self._activate(model, self._store.load(after.active))
+        if after != before:
+            self._store.write(model, after, collect=False)
+        if before.active is None or before.active.sha256 not in revoked:
+            return
+        if after.active == before.active:
+            _log.error(
+                "%s %s runs on although it must not (%s): nothing else is here that may; install a newer package",
+                model,
+                before.active.version,
+                revoked[before.active.sha256],
+            )
+        else:
+            self._report(model, before.active, "rolled_back", revoked[before.active.sha256])
 
     def _stage(self, package: Package, deployment: int) -> Slot:
         name = package.manifest.name
@@ -188,14 +233,15 @@ class Agent:
     def _activate(self, model: str, package: Package) -> None:
         pipeline = self._pipelines.get(model)
         if pipeline is not None:
+            before_us = p95([latency for latency, _, _ in pipeline.metrics.recent()])
             pipeline.swap(package)
-            self._trials[model] = _Trial(package.sha256, pipeline.predictions, pipeline.failures)
+            self._trials[model] = _begin(package.sha256, pipeline, before_us)
 
     def watch(self, model: str, pipeline: Pipeline) -> None:
         """Count a pipeline that has just been opened from its first window on, if its package is on trial."""
         slot = self._store.read(model)
         if slot.state is State.TRIAL and slot.active is not None:
-            self._trials[model] = _Trial(slot.active.sha256, pipeline.predictions, pipeline.failures)
+            self._trials[model] = _begin(slot.active.sha256, pipeline)
 
     def _judge_trials(self) -> None:
         for model, pipeline in list(self._pipelines.items()):
@@ -204,13 +250,15 @@ class Agent:
                 continue
             trial = self._trials.get(model)
             if trial is None or trial.sha256 != slot.active.sha256:
-                self._trials[model] = _Trial(slot.active.sha256, pipeline.predictions, pipeline.failures)
+                self._trials[model] = _begin(slot.active.sha256, pipeline)
                 continue
-            if pipeline.failures - trial.failures > self._config.trial.errors_max:
-                self._revert(model, slot, Event.TRIAL_FAILED, "the model failed on windows of its trial")
-            elif pipeline.predictions - trial.predictions >= self._config.trial.windows:
+            verdict = trial.judge(_bounds(self._config.trial), _counts(pipeline), pipeline.metrics.recent())
+            if verdict == PASSED:
                 self._store.write(model, step(slot, Event.TRIAL_PASSED))
                 self._report(model, slot.active, "confirmed")
+                self._enforce(model)  # from now on nobody goes back to a package that was revoked
+            elif verdict is not None:
+                self._revert(model, slot, Event.TRIAL_FAILED, verdict)
 
     def _revert(self, model: str, slot: Slot, event: Event, reason: str) -> Slot:
         after = step(slot, event)
@@ -225,10 +273,12 @@ class Agent:
         """Go back to the previous package because a person says so.
 
         Raises:
-            ModelError: there is none.
+            ModelError: there is none, or it was revoked.
         """
         with self._lock:
-            return self._revert(model, self._store.read(model), Event.ROLLBACK, "rolled back by hand")
+            slot = self._store.read(model)
+            check_rollback(slot, self._store.revoked(slot))
+            return self._revert(model, slot, Event.ROLLBACK, "rolled back by hand")
 
     def _report(self, model: str, held: Held, state: str, reason: str = "") -> None:
         if reason:
@@ -401,7 +451,7 @@ class Agent:
             return
         try:
             data = self._download(wanted)
-            package = self._store.add(data)
+            package = self._add(data)
             if (package.manifest.name, package.sha256) != (wanted.model, wanted.sha256):
                 raise ModelError(
                     f"the server sent {package.manifest.name} ({package.sha256[:12]}), "
@@ -419,20 +469,16 @@ class Agent:
             raise ModelError(
                 f"the server announces a package of {wanted.size} bytes, at most {PACKAGE_BYTES_MAX} are taken"
             )
-        part = self._store.package_path(wanted.sha256).with_suffix(".part")
-        have = part.stat().st_size if part.exists() else 0
-        if have > wanted.size:
+        with self._store.part(wanted.sha256) as part:
+            have = part.stat().st_size if part.exists() else 0
+            if have > wanted.size:
+                part.unlink()
+                have = 0
+            self._store.require_space(2 * wanted.size - have)
+            if have < wanted.size:
+                self._fetch(wanted, part, have)
+            data = read_bounded(part, wanted.size)
             part.unlink()
-            have = 0
-        free = psutil.disk_usage(str(part.parent)).free
-        if free < 2 * wanted.size - have:
-            raise DeviceError(
-                f"the package needs {2 * wanted.size - have} bytes of disk, {free} are free: free some space"
-            )
-        if have < wanted.size:
-            self._fetch(wanted, part, have)
-        data = read_bounded(part, wanted.size)
-        part.unlink()
         if len(data) != wanted.size:
             raise ServerError(f"the package ended after {len(data)} of {wanted.size} bytes")
         return data

@@ -69,6 +69,50 @@ def _keys_trust(arguments: argparse.Namespace) -> None:
     _print(arguments, {"root": root}, f"this device now trusts packages of root {root}")
 
 
+def _keys_revoke(arguments: argparse.Namespace) -> None:
+    from .keyring import revoke
+
+    revocation = revoke(
+        Path(arguments.folder), model=arguments.model, floor=arguments.floor, release=arguments.release_key
+    )
+    floors: dict[str, Json] = dict(revocation.floors)
+    lines = [f"{model}: packages with a security_counter below {floor} may not run" for model, floor in floors.items()]
+    lines += [f"packages signed by {key} may not run" for key in sorted(revocation.revoked)]
+    lines.append("packages built from now on tell devices; for a device without a server: tinylcm keys accept")
+    _print(
+        arguments,
+        {"serial": revocation.serial, "floors": floors, "revoked": [*sorted(revocation.revoked)]},
+        "\n".join(lines),
+    )
+
+
+def _keys_rotate_release(arguments: argparse.Namespace) -> None:
+    from .keyring import rotate_release
+    from .keys import fingerprint
+
+    release = fingerprint(rotate_release(Path(arguments.folder), days=arguments.days).keys[0].public)
+    _print(arguments, {"release": release}, f"release key {release} signs from now on; the old one was put aside")
+
+
+def _keys_rotate_root(arguments: argparse.Namespace) -> None:
+    from .keyring import rotate_root
+    from .keys import fingerprint
+
+    root = fingerprint(rotate_root(Path(arguments.folder)).new)
+    _print(arguments, {"root": root}, f"root key {root} is in force from now on; the old one was put aside")
+
+
+def _keys_accept(arguments: argparse.Namespace) -> None:
+    from .files import read_bounded
+    from .keys import STATEMENT_FILE_BYTES_MAX, accept_statement
+
+    data = read_bounded(Path(arguments.statement), STATEMENT_FILE_BYTES_MAX)
+    statement, news = accept_statement(_config(arguments).data / "trust", data)
+    kind = type(statement).__name__.lower()
+    said = "is believed from the next start on" if news else "is no news to this device"
+    _print(arguments, {"kind": kind, "news": news}, f"the {kind} {said}")
+
+
 def _package_facts(package: Package) -> dict[str, Json]:
     manifest = package.manifest
     return {
@@ -524,6 +568,18 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(keys, "renew", _keys_renew, "let the release key sign longer; needs the root key")
     command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
     command.add_argument("--days", type=int, default=365, help="from now on (default 365)")
+    command = _command(keys, "revoke", _keys_revoke, "raise a model's security floor, or revoke a release key")
+    command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
+    command.add_argument("--model", default="", help="the model whose older packages may not run any more")
+    command.add_argument("--floor", type=int, default=0, help="the least security_counter that may; never falls")
+    command.add_argument("--release-key", default="", metavar="SHA256", help="fingerprint of a release key to revoke")
+    command = _command(keys, "rotate-release", _keys_rotate_release, "make a new release key; needs the root key")
+    command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
+    command.add_argument("--days", type=int, default=365, help="how long the release key may sign (default 365)")
+    command = _command(keys, "rotate-root", _keys_rotate_root, "make a new root key that the old one vouches for")
+    command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
+    command = _command(keys, "accept", _keys_accept, "believe a revocation, key set or new root from a file")
+    command.add_argument("statement", help="revocation.json, keyset.json or rotation-*.json of the publisher")
     command = _command(keys, "trust", _keys_trust, "trust a publisher's root key on this device")
     command.add_argument("root", metavar="ROOT.pub", help="the publisher's public root key")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 
 from .capture import CapturePolicy, parse_capture
@@ -40,10 +41,14 @@ class JournalConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrialConfig:
-    """What a new package must do before it is confirmed: `windows` predictions, at most `errors_max` errors."""
+    """What a new package must do before it is confirmed: see `tinylcm.trial.TrialBounds`; 0 turns a bound off."""
 
     windows: int = 20
     errors_max: int = 0
+    latency_p95_us: float = 0.0
+    latency_factor: float = 0.0
+    confidence_min: float = 0.0
+    alarms_max: int = 0
     probe_timeout_s: float = 60.0
     probe_memory_bytes: int = 2048 * _MIB
 
@@ -137,10 +142,14 @@ def _journal(fields: Fields) -> JournalConfig:
 
 def _trial(fields: Fields) -> TrialConfig:
     default = TrialConfig()
-    fields.refuse_unknown("windows", "errors_max", "probe_timeout_s", "probe_memory_bytes")
+    fields.refuse_unknown(*(item.name for item in dataclass_fields(TrialConfig)))
     return TrialConfig(
         windows=fields.natural("windows", default.windows, low=1, high=10**9),
         errors_max=fields.natural("errors_max", default.errors_max),
+        latency_p95_us=fields.number("latency_p95_us", default.latency_p95_us, low=0.0, high=1e12),
+        latency_factor=fields.number("latency_factor", default.latency_factor, low=0.0, high=1e6),
+        confidence_min=fields.number("confidence_min", default.confidence_min, low=0.0, high=1.0),
+        alarms_max=fields.natural("alarms_max", default.alarms_max),
         probe_timeout_s=fields.number("probe_timeout_s", default.probe_timeout_s, low=0.1, high=3600),
         probe_memory_bytes=fields.natural("probe_memory_bytes", default.probe_memory_bytes, low=64 * _MIB),
     )
@@ -219,7 +228,11 @@ commit_interval_s = {journal.commit_interval_s}       # details reach the disk a
 
 [trial]                       # of a new package, before it is confirmed
 windows = {trial.windows}
-errors_max = {trial.errors_max}
+errors_max = {trial.errors_max}                # windows on which the model itself may fail
+latency_p95_us = {trial.latency_p95_us}          # 95 % of its windows take no longer; 0: not judged
+latency_factor = {trial.latency_factor}          # nor longer than so many times what the package before took
+confidence_min = {trial.confidence_min}          # least mean confidence
+alarms_max = {trial.alarms_max}                # drift alarms; 0: not judged
 probe_timeout_s = {trial.probe_timeout_s}
 probe_memory_bytes = {trial.probe_memory_bytes}
 

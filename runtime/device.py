@@ -128,7 +128,7 @@ class Device:
         self.config = config
         make_folder(config.data)
         limits = config.journal
-        self._store = SlotStore(config.data, config.data / "trust")
+        self._store = SlotStore(config.data, config.data / "trust", clock.wall_s)
         self._pipelines: dict[str, Pipeline] = {}
         self._models: dict[str, Model] = {}
         self._clock = clock

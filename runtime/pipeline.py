@@ -74,6 +74,7 @@ class Pipeline(Runner):
 
     Attributes:
         failures: windows on which the model itself failed.
+        alarms: of drift, over all packages.
 
     `infer`, `infer_many`, `stream` and `swap` may be called from several threads: a lock makes each prediction whole.
     A stream's samples belong to one thread. A model that keeps state between windows serves one stream at a time: a
@@ -111,7 +112,7 @@ class Pipeline(Runner):
         self._owner: object = None
         self._session = secrets.token_hex(6)
         self._over_memory = False
-        self.failures = 0
+        self.failures = self.alarms = 0
         if isinstance(model, Package):
             if any(given is not None for given in (labels, window, hop, output, shape)) or format:
                 raise ConfigError(
@@ -253,6 +254,7 @@ class Pipeline(Runner):
     def _observe(self, prediction: Prediction) -> None:
         """Tell the sink of alarms and the capture of the window; the caller holds the lock."""
         model = self._model
+        self.alarms += len(prediction.drift)
         if self._sink is not None:
             for alarm in prediction.drift:
                 self._sink.emit("events", "alarm", alarm_payload(alarm, model.manifest))

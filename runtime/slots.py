@@ -3,7 +3,10 @@
 Rules
 - A failure anywhere leaves, or brings back, the package that ran before.
 - A package runs only after it was staged and probed in a child process; it is confirmed only by its trial.
-- A package below the security floor is refused. The floor rises by a signed revocation, never by installing.
+- A package that was revoked (below the security floor, or signed by a revoked key) is refused, also by a rollback.
+  The floor rises by a signed revocation, never by installing, and never falls.
+- A package that runs when it is revoked gives way to the earlier one. Where that one is revoked too, or there is
+  none, it runs on, because a device without a model helps nobody; the device says so until a better one came.
 - A package that failed here is not tried again for the same deployment.
 - A trial that the machine did not survive `BOOTS_MAX` times has failed.
 
@@ -12,7 +15,7 @@ Nothing here touches a disk or a clock: `SlotStore` keeps the state, `agent.py` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
@@ -43,6 +46,7 @@ class Event(StrEnum):
     TRIAL_PASSED = "trial_passed"
     TRIAL_FAILED = "trial_failed"
     ROLLBACK = "rollback"
+    REVOKED = "revoked"
 
 
 # (state, event) -> next state; BACK stands for what the slot held before: confirmed, or empty.
@@ -58,6 +62,9 @@ TRANSITIONS: Final[Mapping[tuple[State, Event], State | str]] = {
     (State.TRIAL, Event.TRIAL_FAILED): BACK,
     (State.TRIAL, Event.ROLLBACK): BACK,
     (State.CONFIRMED, Event.ROLLBACK): BACK,
+    (State.STAGED, Event.REVOKED): BACK,
+    (State.TRIAL, Event.REVOKED): BACK,
+    (State.CONFIRMED, Event.REVOKED): BACK,
 }
 
 
@@ -137,9 +144,9 @@ def _back(slot: Slot, event: Event) -> Slot:
     culprit = slot.candidate or slot.active
     if culprit is not None:
         slot = mark_failed(slot, culprit)
-    if event is Event.PROBE_FAILED:
+    if slot.state is State.STAGED:
         return replace(slot, state=slot.under, under=State.EMPTY, candidate=None)
-    if slot.state is State.CONFIRMED and slot.previous is None:
+    if slot.previous is None and (slot.state is State.CONFIRMED or event is Event.REVOKED):
         raise ModelError("there is no earlier package to roll back to")
     state = State.CONFIRMED if slot.previous is not None else State.EMPTY
     return Slot(state=state, active=slot.previous, floor=slot.floor, failed=slot.failed)
@@ -148,6 +155,45 @@ def _back(slot: Slot, event: Event) -> Slot:
 def unstage(slot: Slot) -> Slot:
     """Forget a candidate whose probe never ended; it did not fail and may come again."""
     return replace(slot, state=slot.under, under=State.EMPTY, candidate=None) if slot.state is State.STAGED else slot
+
+
+def revoke(slot: Slot, revoked: Collection[str]) -> Slot:
+    """Act on what may not run any more, as far as something else can run instead.
+
+    Args:
+        slot: the present state.
+        revoked: sha256 of those of its packages that may not run.
+
+    Returns:
+        The slot without a revoked candidate, gone back from a revoked package to one that is not, and without an
+        earlier package that nobody may go back to. What is left of `revoked` in `active` has no alternative.
+    """
+    if slot.candidate is not None and slot.candidate.sha256 in revoked:
+        slot = step(slot, Event.REVOKED)
+    if slot.state not in (State.TRIAL, State.CONFIRMED) or slot.active is None:
+        return slot
+    useless = slot.previous is None or slot.previous.sha256 in revoked
+    if slot.active.sha256 in revoked:
+        return slot if useless else step(slot, Event.REVOKED)
+    # In a trial even a revoked package is a place to fall back to: it ran before, and nothing else is known to run.
+    return replace(slot, previous=None) if useless and slot.state is State.CONFIRMED else slot
+
+
+def check_rollback(slot: Slot, revoked: Mapping[str, str]) -> None:
+    """Refuse to go back by hand to a package that may not run any more.
+
+    Args:
+        slot: the present state.
+        revoked: reason by sha256.
+
+    Raises:
+        ModelError: with the reason.
+    """
+    if slot.previous is not None and slot.previous.sha256 in revoked:
+        raise ModelError(
+            f"version {slot.previous.version} is not rolled back to: {revoked[slot.previous.sha256]}; "
+            "install a package at or above the security floor"
+        )
 
 
 def boot(slot: Slot) -> Slot:

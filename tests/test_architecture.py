@@ -14,7 +14,7 @@ pytestmark = pytest.mark.source_tree
 
 BOTTOM = {
     "errors", "types", "checks", "clock", "version", "files", "wire", "config", "keys", "package", "manifest",
-    "preprocess", "arrays", "capture",
+    "preprocess", "arrays", "capture", "keyring", "statements",
 }  # fmt: skip
 # What each room of the runtime may import from, beside the bottom and `_ext`. Downwards only.
 RUNTIME = {
@@ -31,6 +31,7 @@ RUNTIME = {
     "log": {"segments"},
     "journal": {"log", "segments"},
     "slots": set(),
+    "trial": set(),
     "store": {"slots"},
     "sync": set(),
     "http": set(),
@@ -47,13 +48,13 @@ RUNTIME = {
     "drift_page": {"drift_report"},
     "probe": {"pipeline"},
     "publish": {"loading", "pipeline", "window"},
-    "agent": {"backends", "http", "identity", "journal", "pipeline", "probe", "slots", "store", "sync"},
+    "agent": {"backends", "http", "identity", "journal", "pipeline", "probe", "slots", "store", "sync", "trial"},
     "device": {
         "agent", "http", "identity", "journal", "loading", "metrics", "pipeline", "slots", "status", "store", "sync",
         "system",
     },
 }  # fmt: skip
-PURE = {"slots", "sync"}
+PURE = {"slots", "trial", "sync"}
 FORBIDDEN_IN_PURE = {"socket", "pathlib", "os", "time", "urllib3", "datetime", "subprocess", "threading", "sqlite3"}
 SERVER_MAY = {
     "wire",
@@ -64,6 +65,7 @@ SERVER_MAY = {
     "files",
     "errors",
     "keys",
+    "statements",
     "checks",
     "types",
     "clock",

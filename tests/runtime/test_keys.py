@@ -16,10 +16,14 @@ from tinylcm.keys import (
     KeySet,
     PrivateKey,
     ReleaseKey,
+    Revocation,
+    Rotation,
     Signer,
     Trust,
+    accept_statement,
     fingerprint,
     init_keys,
+    learn_statements,
     load_private,
     load_public,
     pin_root,
@@ -219,3 +223,103 @@ def test_a_private_key_whose_seed_was_edited_is_another_key(tmp_path: Path) -> N
     edit(tmp_path / "release.key", seed="00" * 32)
     with pytest.raises(ModelError, match="not in the root's key set"):
         Signer.load(tmp_path / "release.key")
+
+
+# What roots say over time
+
+NEXT = PrivateKey(bytes(range(2, 34)))
+OTHER = PrivateKey(bytes(range(3, 35)))
+PINNED = Trust(frozenset({fingerprint(ROOT.public)}))
+
+
+def set_of(serial: int, *keys: PrivateKey, root: PrivateKey = ROOT) -> KeySet:
+    return KeySet.sign(root, tuple(ReleaseKey(key.public, 2_000_000_000) for key in keys), serial=serial)
+
+
+def revocation(serial: int, floor: int, *keys: PrivateKey, root: PrivateKey = ROOT) -> Revocation:
+    return Revocation.sign(root, {"m": floor}, frozenset(fingerprint(key.public) for key in keys), serial=serial)
+
+
+def test_a_key_that_the_newest_key_set_leaves_out_signs_nothing_any_more() -> None:
+    old, new = set_of(1, RELEASE), set_of(2, OTHER)
+    trust = PINNED.learn(old)
+    trust.check_release(old, RELEASE.public)
+    trust = trust.learn(new)
+    assert trust.learn(old) is trust  # serials never fall
+    with pytest.raises(ModelError, match="is not in the newest key set"):
+        trust.check_release(old, RELEASE.public)
+    trust.learn(set_of(3, OTHER, RELEASE)).check_release(old, RELEASE.public)  # an older set, a key that is still good
+
+
+def test_a_floor_never_falls_and_a_revoked_key_stays_revoked() -> None:
+    trust = PINNED.learn(revocation(2, 5, OTHER))
+    assert trust.floor("m") == 5 and trust.floor("unknown") == 0 and trust.is_revoked(OTHER.public)
+    assert trust.learn(revocation(1, 9)) is trust
+    for lower in (revocation(3, 4, OTHER), revocation(3, 9)):
+        with pytest.raises(ModelError, match=r"takes back what 2 revoked .*a floor never falls"):
+            trust.learn(lower)
+    assert trust.learn(revocation(3, 6, OTHER)).floor("m") == 6
+
+
+def test_a_root_that_is_not_pinned_revokes_nothing() -> None:
+    for statement in (revocation(1, 5, root=OTHER), set_of(1, OTHER, root=OTHER), Rotation.sign(OTHER, NEXT)):
+        with pytest.raises(ModelError, match="not trusted here"):
+            PINNED.learn(statement)
+
+
+def test_a_root_that_was_replaced_says_nothing_new_and_what_it_said_stays() -> None:
+    rotation = Rotation.sign(ROOT, NEXT)
+    trust = PINNED.learn(revocation(1, 5)).learn(rotation)
+    assert trust.roots == {fingerprint(NEXT.public)} and trust.floor("m") == 5
+    trust.check(ROOT.public)
+    for statement in (rotation, revocation(9, 50), set_of(9, OTHER)):
+        assert trust.learn(statement) is trust
+    with pytest.raises(ModelError, match="the first one counts"):
+        trust.learn(Rotation.sign(ROOT, OTHER))
+    with pytest.raises(ModelError, match="newest key set"):
+        trust.check_release(KEYSET, RELEASE.public)  # who stole the old root signs nothing
+    trust.learn(set_of(1, RELEASE, root=NEXT)).check_release(KEYSET, RELEASE.public)
+
+
+def test_roots_that_hand_over_in_a_circle_do_not_hang() -> None:
+    trust = PINNED.learn(Rotation.sign(ROOT, NEXT))
+    assert trust.learn(Rotation.sign(NEXT, ROOT)) is trust
+
+
+def test_what_was_learnt_lies_in_the_folder_and_a_damaged_file_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pin_root(tmp_path, ROOT.public)
+    news = [
+        revocation(1, 5, root=OTHER),
+        set_of(1, RELEASE, root=OTHER),
+        Rotation.sign(NEXT, OTHER),
+        Rotation.sign(ROOT, NEXT),
+    ]
+    # In whatever order they come: NEXT is known only after ROOT's hand-over.
+    assert learn_statements(tmp_path, news[3:]) == (news[3],)
+    assert learn_statements(tmp_path, news) == (news[2], news[0], news[1])
+    assert learn_statements(tmp_path, news) == ()
+    trust = Trust.load(tmp_path)
+    assert trust.roots == {fingerprint(OTHER.public)} and trust.floor("m") == 5 and len(trust.keysets) == 1
+    next(tmp_path.glob("*.revocation")).write_bytes(b"{")
+    assert Trust.load(tmp_path).floor("m") == 0
+    assert "is left out" in caplog.text
+
+
+def test_a_device_without_a_server_takes_statements_from_files(tmp_path: Path) -> None:
+    pin_root(tmp_path, ROOT.public)
+    said = revocation(1, 5)
+    assert accept_statement(tmp_path, said.to_json() + b"\n") == (said, True)
+    assert accept_statement(tmp_path, said.to_json()) == (said, False)
+    assert Trust.load(tmp_path).floor("m") == 5
+    for data in (revocation(2, 4).to_json(), revocation(2, 6, root=OTHER).to_json(), b"x"):
+        with pytest.raises(ModelError):
+            accept_statement(tmp_path, data)
+
+
+def test_serials_rise_also_when_the_last_file_was_lost(tmp_path: Path) -> None:
+    first = init_keys(tmp_path)
+    assert renew_keys(tmp_path).serial > first.serial > 1_700_000_000
+    (tmp_path / "keyset.json").unlink()
+    assert renew_keys(tmp_path).serial >= first.serial

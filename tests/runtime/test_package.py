@@ -18,9 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinylcm import package
 from tinylcm.errors import DeviceError, ModelError
-from tinylcm.keys import PACKAGE_DOMAIN, KeySet, PrivateKey, ReleaseKey, Signer, Trust, fingerprint
+from tinylcm.keys import (
+    PACKAGE_DOMAIN,
+    KeySet,
+    PrivateKey,
+    ReleaseKey,
+    Revocation,
+    Rotation,
+    Signer,
+    Trust,
+    fingerprint,
+)
 from tinylcm.manifest import FeatureReference, Golden, InputSpec, Manifest, WindowSpec, parse_manifest
-from tinylcm.package import build_package, load_package, parse_package
+from tinylcm.package import build_package, load_head, load_package, parse_package
 from tinylcm.wire import canonical_json
 
 ROOT, RELEASE = PrivateKey(bytes(range(32))), PrivateKey(bytes(range(1, 33)))
@@ -336,3 +346,51 @@ def test_building_twice_gives_the_same_bytes() -> None:
 def test_without_golden_inputs_there_are_none() -> None:
     data = build_package(replace(MANIFEST, golden=None), {"model.onnx": b"m"}, SIGNER)
     assert parse(data).golden_inputs().shape == (0, 3, 2)
+
+
+# What roots say travels along
+
+
+SAID = (
+    Revocation.sign(ROOT, {"activity": 4}, frozenset(), serial=2),
+    Rotation.sign(PrivateKey(bytes(range(3, 35))), ROOT),
+)
+
+
+def with_statements(*statements: object) -> bytes:
+    document, block = GOOD[HEADER.size : HEADER.size + MANIFEST_SIZE], json.loads(GOOD[BODY_AT - BLOCK_SIZE : BODY_AT])
+    changed = canonical_json({**block, "statements": list(statements)})
+    return HEADER.pack(package.MAGIC, len(document), len(changed)) + document + changed + GOOD[BODY_AT:]
+
+
+def test_a_package_carries_its_roots_statements() -> None:
+    data = build_package(MANIFEST, MEMBERS, replace(SIGNER, statements=SAID))
+    assert data == with_statements(*(said.to_json().decode() for said in SAID))
+    assert parse(data).statements == (SIGNER.keyset, *SAID)
+    assert parse(GOOD).statements == (SIGNER.keyset,)
+
+
+@pytest.mark.parametrize("statement", [1, None, [], "", "{}", "x", "[" * 10_000, GOOD[:50].decode("latin-1")])
+def test_a_statement_that_is_none_refuses_the_package(statement: object) -> None:
+    with pytest.raises(ModelError):
+        parse(with_statements(statement))
+
+
+def test_more_statements_than_may_be_are_not_even_looked_at() -> None:
+    with pytest.raises(ModelError, match="has 9 items, at most 8"):
+        parse(with_statements(*["x"] * 9))
+    long = Revocation.sign(ROOT, {f"m{number:060}": 1 for number in range(900)}, frozenset(), serial=1)
+    with pytest.raises(ModelError, match="at most 131072 fit a package"):
+        build_package(MANIFEST, MEMBERS, replace(SIGNER, statements=(long, long, long)))
+
+
+def test_the_head_says_what_the_whole_says_without_its_members(tmp_path: Path) -> None:
+    path = tmp_path / "activity.tlm"
+    path.write_bytes(GOOD[:BODY_AT])
+    head = load_head(path)
+    assert head.manifest() == parse(GOOD).manifest and (head.release, head.body) == (RELEASE.public, BODY_AT)
+    path.write_bytes(GOOD[: BODY_AT - 1])
+    with pytest.raises(ModelError, match="truncated"):
+        load_head(path)
+    with pytest.raises(DeviceError, match="No such file"):
+        load_head(tmp_path / "none.tlm")

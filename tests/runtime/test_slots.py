@@ -17,6 +17,8 @@ from tinylcm.slots import (
     Slot,
     State,
     boot,
+    check_rollback,
+    revoke,
     slot_from_json,
     slot_to_json,
     step,
@@ -79,12 +81,66 @@ def test_a_trial_that_crashes_the_device_ends() -> None:
     assert boot(CONFIRMED) == CONFIRMED
 
 
+TRIAL_OF_TWO = run((Event.STAGE, TWO), Event.PROBE_PASSED, slot=CONFIRMED)
+CONFIRMED_TWO = run(Event.TRIAL_PASSED, slot=TRIAL_OF_TWO)
+
+
+def test_a_revoked_package_gives_way_to_the_one_before() -> None:
+    for slot in (TRIAL_OF_TWO, CONFIRMED_TWO):
+        after = revoke(slot, {TWO.sha256})
+        assert (after.state, after.active, after.previous) == (State.CONFIRMED, ONE, None)
+        assert not after.wants(TWO)
+
+
+def test_the_last_package_is_never_taken_away() -> None:
+    assert revoke(CONFIRMED, {ONE.sha256}) == CONFIRMED
+    both = {ONE.sha256, TWO.sha256}
+    assert revoke(TRIAL_OF_TWO, both) == TRIAL_OF_TWO
+    assert revoke(CONFIRMED_TWO, both) == CONFIRMED_TWO
+    assert revoke(Slot(), both) == Slot()
+    # A revoked package that ran before the trial is better than none if the trial fails.
+    assert revoke(TRIAL_OF_TWO, {ONE.sha256}) == TRIAL_OF_TWO
+
+
+def test_nobody_goes_back_to_a_revoked_package() -> None:
+    assert revoke(CONFIRMED_TWO, {ONE.sha256}).previous is None
+    with pytest.raises(ModelError, match=r"version 1\.0 is not rolled back to: below the floor"):
+        check_rollback(CONFIRMED_TWO, {ONE.sha256: "below the floor"})
+    check_rollback(CONFIRMED_TWO, {TWO.sha256: "below the floor"})
+
+
+def test_a_revoked_candidate_is_forgotten_and_the_rest_judged_too() -> None:
+    staged = run((Event.STAGE, THREE), slot=CONFIRMED_TWO)
+    assert revoke(staged, {THREE.sha256}).active == TWO
+    assert revoke(staged, {THREE.sha256, TWO.sha256}).active == ONE
+    assert not revoke(staged, {THREE.sha256}).wants(THREE)
+    assert revoke(staged, {TWO.sha256}) == staged  # the probe under way decides first
+
+
+@given(
+    st.sampled_from([CONFIRMED, TRIAL_OF_TWO, CONFIRMED_TWO, run((Event.STAGE, THREE), slot=TRIAL_OF_TWO)]),
+    st.sets(st.sampled_from([ONE.sha256, TWO.sha256, THREE.sha256])),
+)
+def test_revoking_leaves_a_package_that_ran_and_a_sound_one_if_there_is_any(slot: Slot, revoked: set[str]) -> None:
+    after = revoke(slot, revoked)
+    assert after.active is not None and after.active in (slot.active, slot.previous)
+    if after.state is not State.STAGED and after.active.sha256 in revoked:
+        assert after.active == slot.active and (slot.previous is None or slot.previous.sha256 in revoked)
+    assert revoke(after, revoked) == after
+
+
 @given(st.lists(st.tuples(st.sampled_from(Event), st.sampled_from([ONE, TWO, THREE])), max_size=30))
 def test_whatever_happens_what_runs_was_probed_and_the_state_survives_the_disk(steps: list) -> None:
     slot, probed = Slot(), set()
     for event, held in steps:
         if (slot.state, event) not in TRANSITIONS or (
-            event is Event.ROLLBACK and slot.previous is None and slot.state is State.CONFIRMED
+            slot.previous is None
+            and (event, slot.state)
+            in {
+                (Event.ROLLBACK, State.CONFIRMED),
+                (Event.REVOKED, State.CONFIRMED),
+                (Event.REVOKED, State.TRIAL),
+            }
         ):
             with pytest.raises(ModelError):
                 step(slot, event, held)
