@@ -67,7 +67,7 @@ def refusal(data: bytes) -> str:
     return ""
 
 
-def test_a_mutated_package_is_refused_unless_everything_that_is_signed_is_whole() -> None:
+def test_a_mutated_package_is_refused_unless_everything_that_is_signed_is_whole(report: Callable[..., None]) -> None:
     found: Counter[str] = Counter()
     for original in (GOOD, TALKING, FOREIGN):
         others = [GOOD, TALKING, FOREIGN, NEWER]
@@ -78,7 +78,7 @@ def test_a_mutated_package_is_refused_unless_everything_that_is_signed_is_whole(
                 found["accepted, signed bytes whole"] += 1
             else:
                 found["refused"] += 1
-    print(f"{sum(found.values())} mutated packages: {dict(found)}")
+    report("mutated packages", mutants=sum(found.values()), **{k.replace(" ", "_"): n for k, n in found.items()})
     assert found["refused"] > 0.98 * sum(found.values())
 
 
@@ -90,12 +90,14 @@ def test_a_mutated_manifest_is_refused_by_its_signature() -> None:
         assert "does not fit its manifest" in refusal(data), name
 
 
-def test_a_mutated_manifest_with_a_valid_signature_is_a_model_error_or_a_whole_package() -> None:
+def test_a_mutated_manifest_with_a_valid_signature_is_a_model_error_or_a_whole_package(
+    report: Callable[..., None],
+) -> None:
     document, body = parts(GOOD)
     accepted = 0
     for _, changed in mutants(document, [parts(NEWER)[0]], count=PACKAGES // 3, seed=SEED + 1):
         accepted += not refusal(signed(changed, body))
-    print(f"{PACKAGES // 3} validly signed mutated manifests: {accepted} still make sense")
+    report("mutated manifests, validly signed", mutants=PACKAGES // 3, that_still_make_sense=accepted)
 
 
 def test_a_refused_package_leaves_nothing_on_the_disk(tmp_path: Path) -> None:
@@ -177,7 +179,9 @@ def test_a_header_that_claims_too_much_is_refused(sizes: tuple[int, int]) -> Non
 # Models that are broken inside a package that is validly signed: the signature says who, not what
 
 
-def test_a_mutated_model_in_a_validly_signed_package_harms_only_its_probe(tmp_path: Path) -> None:
+def test_a_mutated_model_in_a_validly_signed_package_harms_only_its_probe(
+    tmp_path: Path, report: Callable[..., None]
+) -> None:
     """Its crash, its hang and its hunger are the child's; the answer here is a report or a ModelError."""
     model = linear_model()
     rng = random.Random(SEED)
@@ -192,5 +196,5 @@ def test_a_mutated_model_in_a_validly_signed_package_harms_only_its_probe(tmp_pa
         except ModelError as error:
             outcomes["crashed" if "crashed" in str(error) else "refused"] += 1
             assert str(error), name
-    print(f"{MODELS} mutated models, probed in a child each: {dict(outcomes)}")
+    report("mutated models, each probed in a child", models=MODELS, **outcomes)
     assert sum(outcomes.values()) == MODELS and outcomes["refused"] > 0

@@ -166,7 +166,9 @@ def story(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str,
 
 
 @pytest.mark.usefixtures("in_process")
-def test_an_update_that_is_killed_at_any_step_leaves_a_model_that_runs(story: tuple[str, Path], tmp_path: Path) -> None:
+def test_an_update_that_is_killed_at_any_step_leaves_a_model_that_runs(
+    story: tuple[str, Path], tmp_path: Path, report: Callable[..., None]
+) -> None:
     name, before = story
     shutil.copytree(before, tmp_path / "whole")
     steps = cut(tmp_path / "whole", tmp_path / "none", 0)
@@ -180,7 +182,7 @@ def test_an_update_that_is_killed_at_any_step_leaves_a_model_that_runs(story: tu
         check(left, name, step)
         shutil.rmtree(begun)
         shutil.rmtree(left)
-    print(f"{name}: {len(steps)} steps, {cuts} cuts, each followed by a start and a completed update")
+    report(f"an update cut at every step ({name})", steps=len(steps), cuts=cuts)
 
 
 def _cut_recovery(left: Path, tmp_path: Path, name: str, step: str) -> int:
