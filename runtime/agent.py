@@ -31,7 +31,7 @@ from .pipeline import Pipeline
 from .probe import probe
 from .slots import Event, Held, Slot, State, boot, check_rollback, mark_failed, revoke, step, unstage
 from .store import SlotStore
-from .sync import Known, Sync, read_refusal
+from .sync import Known, Post, Sync, read_refusal
 from .trial import PASSED, Counts, Trial, TrialBounds, p95
 from .types import Json, Record
 from .version import __version__
@@ -131,6 +131,8 @@ class Agent:
             backoff_min_s=config.server.backoff_min_s,
             backoff_max_s=config.server.backoff_max_s,
             known=self._load_known(),
+            format=config.server.format,
+            gzip=config.server.gzip,
         )
 
     # Slots ------------------------------------------------------------------------------------------------
@@ -359,13 +361,13 @@ class Agent:
         now_s = self._clock.monotonic_s()
         events = self._journal.read("events", SYNC_RECORDS_MAX // 2, self.sync.batch_bytes // 2)
         details = self._journal.read("details", SYNC_RECORDS_MAX // 2, self.sync.batch_bytes // 2)
-        body = self._request(events, details)
-        while len(body) > SYNC_BYTES_MAX and len(events) + len(details) > 1:
+        post = self._request(events, details, now_s)
+        while len(post.body) > SYNC_BYTES_MAX and len(events) + len(details) > 1:
             # JSON can be several times what the journal counts: send the older half.
             events, details = events[: (len(events) + 1) // 2], details[: len(details) // 2]
-            body = self._request(events, details)
+            post = self._request(events, details, now_s)
         try:
-            answer = self._client().request("POST", "/api/v1/sync", body, {"Content-Type": "application/json"})
+            answer = self._client().request("POST", "/api/v1/sync", post.body, post.headers)
             if answer.status != 200:
                 raise read_refusal(answer.status, answer.headers, answer.body)
         except ServerError as error:
@@ -374,7 +376,7 @@ class Agent:
             raise
         known = self.sync.known
         try:
-            outcome = self.sync.receive(answer.body, now_s)
+            outcome = self.sync.receive(answer.body, answer.headers, now_s)
         except WireError as error:
             self.last_error = str(error)
             raise
@@ -401,7 +403,7 @@ class Agent:
             return 0, False
         return len(events) + len(details), any(self._journal.read(stream, 1, 1) for stream in STREAMS)
 
-    def _request(self, events: list[Record], details: list[Record]) -> bytes:
+    def _request(self, events: list[Record], details: list[Record], now_s: float) -> Post:
         return self.sync.request(
             boot=self._clock.boot,
             anchor=Anchor(self._clock.boot_ns(), self._clock.wall_s()),
@@ -409,6 +411,7 @@ class Agent:
             capabilities=capabilities(),
             events=events,
             details=details,
+            now_s=now_s,
         )
 
     def _running(self) -> list[RunningModel]:
@@ -485,7 +488,7 @@ class Agent:
 
     def _fetch(self, wanted: DesiredModel, part: Path, have: int) -> None:
         with self._client().download(wanted.url, have) as (status, headers, pieces):
-            resumed = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+            resumed = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
             resumes = (
                 status == 206 and resumed is not None and (int(resumed[1]), int(resumed[3])) == (have, wanted.size)
             )

@@ -8,34 +8,21 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
-from .config import DeviceConfig, default_toml, load_config, parse_config
+from .config import DeviceConfig, default_toml
+from .console import CONFIG, add_command, configuration, counter, print_result, progress_bar
 from .errors import ConfigError, InputError, TinyLCMError
 from .files import device_error, write_atomic
+from .journal_cli import add_journal_commands
 from .package import Package, load_package
 from .types import Json, Prediction
 from .version import __version__
 from .wire import finite
-
-CONFIG: Final = "device.toml"
-
-
-def _print(arguments: argparse.Namespace, document: object, text: str) -> None:
-    print(json.dumps(finite(document)) if arguments.json else text, flush=True)
-
-
-def _config(arguments: argparse.Namespace) -> DeviceConfig:
-    """The configuration that --config names; without the option, ./device.toml if it is there, else defaults."""
-    if arguments.config is not None:
-        return load_config(arguments.config)
-    return load_config(CONFIG) if Path(CONFIG).is_file() else parse_config({}, Path.cwd())
-
 
 # keys and packages ----------------------------------------------------------------------------------------
 
@@ -45,7 +32,7 @@ def _keys_init(arguments: argparse.Namespace) -> None:
 
     keyset = init_keys(Path(arguments.folder), days=arguments.days)
     root = fingerprint(keyset.root)
-    _print(
+    print_result(
         arguments,
         {"root": root, "folder": arguments.folder, "expires_s": keyset.keys[0].expires_s},
         f"root key     {arguments.folder}/root.key   keep it offline: it vouches for every release key\n"
@@ -59,14 +46,14 @@ def _keys_renew(arguments: argparse.Namespace) -> None:
 
     keyset = renew_keys(Path(arguments.folder), days=arguments.days)
     expires = time.strftime("%Y-%m-%d", time.gmtime(keyset.keys[0].expires_s))
-    _print(arguments, {"expires_s": keyset.keys[0].expires_s}, f"the release key may sign until {expires}")
+    print_result(arguments, {"expires_s": keyset.keys[0].expires_s}, f"the release key may sign until {expires}")
 
 
 def _keys_trust(arguments: argparse.Namespace) -> None:
     from .keys import load_public, pin_root
 
-    root = pin_root(_config(arguments).data / "trust", load_public(Path(arguments.root)))
-    _print(arguments, {"root": root}, f"this device now trusts packages of root {root}")
+    root = pin_root(configuration(arguments).data / "trust", load_public(Path(arguments.root)))
+    print_result(arguments, {"root": root}, f"this device now trusts packages of root {root}")
 
 
 def _keys_revoke(arguments: argparse.Namespace) -> None:
@@ -79,7 +66,7 @@ def _keys_revoke(arguments: argparse.Namespace) -> None:
     lines = [f"{model}: packages with a security_counter below {floor} may not run" for model, floor in floors.items()]
     lines += [f"packages signed by {key} may not run" for key in sorted(revocation.revoked)]
     lines.append("packages built from now on tell devices; for a device without a server: tinylcm keys accept")
-    _print(
+    print_result(
         arguments,
         {"serial": revocation.serial, "floors": floors, "revoked": [*sorted(revocation.revoked)]},
         "\n".join(lines),
@@ -91,7 +78,7 @@ def _keys_rotate_release(arguments: argparse.Namespace) -> None:
     from .keys import fingerprint
 
     release = fingerprint(rotate_release(Path(arguments.folder), days=arguments.days).keys[0].public)
-    _print(arguments, {"release": release}, f"release key {release} signs from now on; the old one was put aside")
+    print_result(arguments, {"release": release}, f"release key {release} signs from now on; the old one was put aside")
 
 
 def _keys_rotate_root(arguments: argparse.Namespace) -> None:
@@ -99,7 +86,7 @@ def _keys_rotate_root(arguments: argparse.Namespace) -> None:
     from .keys import fingerprint
 
     root = fingerprint(rotate_root(Path(arguments.folder)).new)
-    _print(arguments, {"root": root}, f"root key {root} is in force from now on; the old one was put aside")
+    print_result(arguments, {"root": root}, f"root key {root} is in force from now on; the old one was put aside")
 
 
 def _keys_accept(arguments: argparse.Namespace) -> None:
@@ -107,10 +94,10 @@ def _keys_accept(arguments: argparse.Namespace) -> None:
     from .keys import STATEMENT_FILE_BYTES_MAX, accept_statement
 
     data = read_bounded(Path(arguments.statement), STATEMENT_FILE_BYTES_MAX)
-    statement, news = accept_statement(_config(arguments).data / "trust", data)
+    statement, news = accept_statement(configuration(arguments).data / "trust", data)
     kind = type(statement).__name__.lower()
     said = "is believed from the next start on" if news else "is no news to this device"
-    _print(arguments, {"kind": kind, "news": news}, f"the {kind} {said}")
+    print_result(arguments, {"kind": kind, "news": news}, f"the {kind} {said}")
 
 
 def _package_facts(package: Package) -> dict[str, Json]:
@@ -139,7 +126,7 @@ def _package_build(arguments: argparse.Namespace) -> None:
     package = parse_package(data, None)
     output = Path(arguments.output or f"{package.manifest.name}-{package.manifest.version}.tlm")
     write_atomic(output, data)
-    _print(
+    print_result(
         arguments,
         {**_package_facts(package), "path": str(output)},
         f"{output}  {package.manifest.name} {package.manifest.version}  {package.size} bytes\nsha256 {package.sha256}",
@@ -153,7 +140,7 @@ def _package_verify(arguments: argparse.Namespace) -> None:
     if arguments.root:
         trust: Trust | None = Trust(frozenset({fingerprint(load_public(Path(arguments.root)))}))
     else:
-        trust = None if arguments.any_root else Trust.load(_config(arguments).data / "trust")
+        trust = None if arguments.any_root else Trust.load(configuration(arguments).data / "trust")
     package = load_package(arguments.package, trust)
     facts = _package_facts(package)
     lines = [f"{package.manifest.name} {package.manifest.version}: sound, signed under root {package.root}"]
@@ -163,13 +150,13 @@ def _package_verify(arguments: argparse.Namespace) -> None:
         golden = check_golden(package)
         facts["golden"] = golden
         lines.append(f"golden windows: {golden['windows']} right, {golden['latency_us']:.0f} us each")
-    _print(arguments, facts, "\n".join(lines))
+    print_result(arguments, facts, "\n".join(lines))
 
 
 def _package_show(arguments: argparse.Namespace) -> None:
     package = load_package(arguments.package, None)
     manifest = package.manifest.to_json()
-    _print(
+    print_result(
         arguments,
         {**_package_facts(package), "manifest": manifest},
         json.dumps({key: value for key, value in manifest.items() if key not in ("reference", "golden")}, indent=2),
@@ -181,11 +168,13 @@ def _package_install(arguments: argparse.Namespace) -> None:
     from .files import read_bounded
     from .manifest import PACKAGE_BYTES_MAX
 
-    with Device.open(_config(arguments), background=False) as device:
+    with Device.open(configuration(arguments), background=False) as device:
         package = load_package(arguments.package, None)
         slot = device.agent.install(read_bounded(Path(arguments.package), PACKAGE_BYTES_MAX))
     name, version = package.manifest.name, package.manifest.version
-    _print(arguments, {"model": name, "version": version, "state": slot.state}, f"{name} {version}: on {slot.state}")
+    print_result(
+        arguments, {"model": name, "version": version, "state": slot.state}, f"{name} {version}: on {slot.state}"
+    )
 
 
 # device ---------------------------------------------------------------------------------------------------
@@ -196,15 +185,15 @@ def _init(arguments: argparse.Namespace) -> None:
     if path.exists():
         raise ConfigError(f"{path} exists already and is not overwritten")
     write_atomic(path, default_toml().encode())
-    _print(arguments, {"path": str(path)}, f"wrote {path}")
+    print_result(arguments, {"path": str(path)}, f"wrote {path}")
 
 
 def _enrol(arguments: argparse.Namespace) -> None:
     from .device import enrol
 
     text = sys.stdin.readline() if arguments.join == "-" else arguments.join
-    identity = enrol(_config(arguments), text, insecure=arguments.insecure)
-    _print(
+    identity = enrol(configuration(arguments), text, insecure=arguments.insecure)
+    print_result(
         arguments,
         {"device_id": identity.device_id, "url": identity.url, "root": identity.root},
         f"this device is {identity.device_id} of {identity.url}\nit trusts packages of root {identity.root}",
@@ -214,14 +203,14 @@ def _enrol(arguments: argparse.Namespace) -> None:
 def _sync(arguments: argparse.Namespace) -> None:
     from .device import Device
 
-    with Device.open(_config(arguments), background=False) as device, _progress("records") as progress:
+    with Device.open(configuration(arguments), background=False) as device, counter("records") as progress:
         count = device.sync(progress=progress)
         slots = {name: slot for name, slot in device.slots().items() if slot.active is not None}
     models = {
         name: {"version": slot.active.version, "state": slot.state} for name, slot in slots.items() if slot.active
     }
     text = "".join(f"\n{name} {model['version']}: {model['state']}" for name, model in models.items())
-    _print(arguments, {"acknowledged": count, "models": models}, f"{count} records acknowledged{text}")
+    print_result(arguments, {"acknowledged": count, "models": models}, f"{count} records acknowledged{text}")
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -230,7 +219,7 @@ def _status(arguments: argparse.Namespace) -> None:
     from .status import ask_status
     from .store import SlotStore
 
-    config = _config(arguments)
+    config = configuration(arguments)
     running = ask_status(config.data)
     if arguments.prometheus:
         print(_prometheus(config, running), end="")
@@ -262,7 +251,7 @@ def _status(arguments: argparse.Namespace) -> None:
     lines += [f"model    {name} {m['version']} ({m['state']})" for name, m in models.items() if isinstance(m, dict)]
     lines.append(f"journal  {journal['events']} bytes of events, {journal['details']} bytes of details")
     lines += _running_lines(running)
-    _print(arguments, document, "\n".join(lines))
+    print_result(arguments, document, "\n".join(lines))
 
 
 def _running_lines(running: dict[str, Any] | None) -> list[str]:
@@ -302,10 +291,10 @@ def _prometheus(config: DeviceConfig, running: dict[str, Any] | None) -> str:
 def _rollback(arguments: argparse.Namespace) -> None:
     from .device import Device
 
-    with Device.open(_config(arguments), background=False) as device:
+    with Device.open(configuration(arguments), background=False) as device:
         slot = device.agent.rollback(arguments.model)
     version = slot.active.version if slot.active else None
-    _print(
+    print_result(
         arguments, {"model": arguments.model, "version": version}, f"{arguments.model}: back to {version or 'no model'}"
     )
 
@@ -321,7 +310,7 @@ def _show(arguments: argparse.Namespace, prediction: Prediction) -> None:
     for alarm in prediction.drift:
         text += f"\n  drift: {alarm.monitor}: {alarm.detector} of {alarm.signal} "
         text += f"{alarm.statistic:.4g} > {alarm.threshold:.4g}"
-    _print(arguments, _prediction_json(prediction), text)
+    print_result(arguments, _prediction_json(prediction), text)
 
 
 def _windows_of(lines: list[object], axes: int) -> list[object]:
@@ -338,7 +327,7 @@ def _infer(arguments: argparse.Namespace) -> None:
 
     path = Path(arguments.model)
     if path.suffix == ".tlm":
-        trust = None if arguments.any_root else Trust.load(_config(arguments).data / "trust")
+        trust = None if arguments.any_root else Trust.load(configuration(arguments).data / "trust")
         pipeline = Pipeline(load_package(path, trust))
     else:
         pipeline = Pipeline(path, labels=arguments.labels.split(",") if arguments.labels else None)
@@ -363,7 +352,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, stop)
-    with Device.open(_config(arguments)) as device:
+    with Device.open(configuration(arguments)) as device:
         try:
             model = device.wait_for_model(arguments.model, arguments.wait_s)
             samples = open_source(
@@ -392,13 +381,13 @@ def _run(arguments: argparse.Namespace) -> None:
 def _doctor(arguments: argparse.Namespace) -> int:
     from .doctor import examine
 
-    checks = examine(_config(arguments).data)
+    checks = examine(configuration(arguments).data)
     marks = {"ok": "ok      ", "missing": "missing ", "fail": "FAILS   "}
     text = "\n".join(
         f"{marks[check.state]}{check.name:<12} {check.found}" + (f"\n{'':<21}-> {check.advice}" if check.advice else "")
         for check in checks
     )
-    _print(arguments, [asdict(check) for check in checks], text)
+    print_result(arguments, [asdict(check) for check in checks], text)
     return int(any(check.state == "fail" for check in checks))
 
 
@@ -409,8 +398,10 @@ def _bench(arguments: argparse.Namespace) -> None:
     path = Path(arguments.model)
     package: Package | Path = path
     if path.suffix == ".tlm":
-        package = load_package(path, None if arguments.any_root else Trust.load(_config(arguments).data / "trust"))
-    with _bar("measuring") as progress:
+        package = load_package(
+            path, None if arguments.any_root else Trust.load(configuration(arguments).data / "trust")
+        )
+    with progress_bar("measuring") as progress:
         report = bench(
             package, seconds=arguments.seconds, rate_hz=arguments.rate_hz, threads=arguments.threads, progress=progress
         )
@@ -418,7 +409,7 @@ def _bench(arguments: argparse.Namespace) -> None:
         write_atomic(Path(arguments.output), (json.dumps(finite(report.to_json()), indent=2) + "\n").encode())
     if arguments.picture:
         write_atomic(Path(arguments.picture), draw(report).encode())
-    _print(arguments, report.to_json(), summarise(report))
+    print_result(arguments, report.to_json(), summarise(report))
 
 
 # drift ----------------------------------------------------------------------------------------------------
@@ -448,7 +439,7 @@ def _drift_calibrate(arguments: argparse.Namespace) -> None:
     if arguments.detector not in TUNED:
         raise ConfigError(f"no detector {arguments.detector!r} to calibrate; known: {', '.join(sorted(TUNED))}")
     start = time.monotonic()
-    with _bar(f"calibrating {arguments.detector}") as progress:
+    with progress_bar(f"calibrating {arguments.detector}") as progress:
         common: dict[str, Any] = {"seed": arguments.seed, "block": arguments.block, "progress": progress, **parameters}
         members: dict[str, Calibration]
         if TUNED[arguments.detector].vector or len(columns) == 1:
@@ -481,7 +472,7 @@ def _drift_calibrate(arguments: argparse.Namespace) -> None:
         f"{first.samples:,} reference values, worth {first.effective:,.0f} independent ones; blocks of {first.block}; "
         f"{time.monotonic() - start:.1f} s"
     )
-    _print(arguments, document, "\n".join(lines))
+    print_result(arguments, document, "\n".join(lines))
 
 
 def _drift_report(arguments: argparse.Namespace) -> None:
@@ -489,7 +480,7 @@ def _drift_report(arguments: argparse.Namespace) -> None:
     from .tables import load_table
 
     reference, current = load_table(Path(arguments.reference)), load_table(Path(arguments.current))
-    with _bar("comparing") as progress:
+    with progress_bar("comparing") as progress:
 
         def step(done: int, total: int) -> None:
             if progress:
@@ -503,53 +494,10 @@ def _drift_report(arguments: argparse.Namespace) -> None:
     lines = [verdict, *(f"{feature.name}: {feature.verdict}" for feature in report.by_severity())]
     if arguments.output:
         lines.append(f"written to {arguments.output}")
-    _print(arguments, report.to_json(), "\n".join(lines))
+    print_result(arguments, report.to_json(), "\n".join(lines))
 
 
 # the parser -----------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int], None] | None]:
-    """A counter on a terminal; silence in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    yield lambda count: print(f"\r{count} {what}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-
-
-@contextmanager
-def _bar(what: str) -> Iterator[Callable[[float], None] | None]:
-    """A progress bar on a terminal; silence in a pipe."""
-    if not sys.stderr.isatty():
-        yield None
-        return
-    shown = -1
-
-    def show(share: float) -> None:
-        nonlocal shown
-        percent = int(100 * min(max(share, 0.0), 1.0))
-        if percent != shown:
-            shown = percent
-            print(f"\r{what} [{'#' * (percent // 4):<25}] {percent:>3} %", end="", file=sys.stderr, flush=True)
-
-    yield show
-    print(file=sys.stderr)
-
-
-Handler = Callable[[argparse.Namespace], "int | None"]
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, handler: Handler, help: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=help, description=help)
-    parser.set_defaults(handler=handler)
-    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure and more log lines")
-    parser.add_argument("--config", metavar="FILE", help=f"device configuration (default: {CONFIG}, if it is there)")
-    return parser
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -558,53 +506,53 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tinylcm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    command = _command(commands, "init", _init, "write a device.toml with every key at its default")
+    command = add_command(commands, "init", _init, "write a device.toml with every key at its default")
     command.add_argument("path", nargs="?", default=CONFIG, help=f"the file to write (default {CONFIG})")
 
     keys = commands.add_parser("keys", help="signing keys and trust").add_subparsers(required=True, metavar="ACTION")
-    command = _command(keys, "init", _keys_init, "make a root key, a release key and the signed key set")
+    command = add_command(keys, "init", _keys_init, "make a root key, a release key and the signed key set")
     command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
     command.add_argument("--days", type=int, default=365, help="how long the release key may sign (default 365)")
-    command = _command(keys, "renew", _keys_renew, "let the release key sign longer; needs the root key")
+    command = add_command(keys, "renew", _keys_renew, "let the release key sign longer; needs the root key")
     command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
     command.add_argument("--days", type=int, default=365, help="from now on (default 365)")
-    command = _command(keys, "revoke", _keys_revoke, "raise a model's security floor, or revoke a release key")
+    command = add_command(keys, "revoke", _keys_revoke, "raise a model's security floor, or revoke a release key")
     command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
     command.add_argument("--model", default="", help="the model whose older packages may not run any more")
     command.add_argument("--floor", type=int, default=0, help="the least security_counter that may; never falls")
     command.add_argument("--release-key", default="", metavar="SHA256", help="fingerprint of a release key to revoke")
-    command = _command(keys, "rotate-release", _keys_rotate_release, "make a new release key; needs the root key")
+    command = add_command(keys, "rotate-release", _keys_rotate_release, "make a new release key; needs the root key")
     command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
     command.add_argument("--days", type=int, default=365, help="how long the release key may sign (default 365)")
-    command = _command(keys, "rotate-root", _keys_rotate_root, "make a new root key that the old one vouches for")
+    command = add_command(keys, "rotate-root", _keys_rotate_root, "make a new root key that the old one vouches for")
     command.add_argument("folder", nargs="?", default="keys", help="the keys' folder (default keys)")
-    command = _command(keys, "accept", _keys_accept, "believe a revocation, key set or new root from a file")
+    command = add_command(keys, "accept", _keys_accept, "believe a revocation, key set or new root from a file")
     command.add_argument("statement", help="revocation.json, keyset.json or rotation-*.json of the publisher")
-    command = _command(keys, "trust", _keys_trust, "trust a publisher's root key on this device")
+    command = add_command(keys, "trust", _keys_trust, "trust a publisher's root key on this device")
     command.add_argument("root", metavar="ROOT.pub", help="the publisher's public root key")
 
     package = commands.add_parser("package", help="model packages").add_subparsers(required=True, metavar="ACTION")
-    command = _command(package, "build", _package_build, "build and sign a package from a model and its manifest")
+    command = add_command(package, "build", _package_build, "build and sign a package from a model and its manifest")
     command.add_argument("model", help="the model file")
     command.add_argument("--manifest", required=True, metavar="model.toml", help="what the model is and takes")
     command.add_argument("--key", required=True, metavar="release.key", help="signs the package")
     command.add_argument("-o", "--output", metavar="FILE.tlm", help="the package (default NAME-VERSION.tlm)")
-    command = _command(package, "verify", _package_verify, "check a package's structure, hashes, signature and root")
+    command = add_command(package, "verify", _package_verify, "check a package's structure, hashes, signature and root")
     command.add_argument("package", help="a package, *.tlm")
     command.add_argument("--root", metavar="ROOT.pub", help="trust this root (default: the device's trusted roots)")
     command.add_argument("--any-root", action="store_true", help="check the signature but not who made it")
     command.add_argument("--run", action="store_true", help="also run the golden windows")
-    command = _command(package, "show", _package_show, "print a package's manifest")
+    command = add_command(package, "show", _package_show, "print a package's manifest")
     command.add_argument("package", help="a package, *.tlm")
-    command = _command(package, "install", _package_install, "install a package on this device, without a server")
+    command = add_command(package, "install", _package_install, "install a package on this device, without a server")
     command.add_argument("package", help="a package, *.tlm")
 
-    command = _command(commands, "enrol", _enrol, "make this device known to a server")
+    command = add_command(commands, "enrol", _enrol, "make this device known to a server")
     command.add_argument(
         "join", metavar="JOIN_STRING", help="from `tinysphere join create`, or - to read it from stdin"
     )
     command.add_argument("--insecure", action="store_true", help="allow plain http to another machine")
-    command = _command(commands, "run", _run, "stream samples through a model; metrics and alarms go to the server")
+    command = add_command(commands, "run", _run, "stream samples through a model; metrics and alarms go to the server")
     command.add_argument("--model", required=True, help="the model's name")
     command.add_argument("--input", default="-", help=".npy, .npz, .csv, .wav, or - for stdin (default)")
     command.add_argument("--array", default="", help="array's name in a .npz")
@@ -617,7 +565,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--rate-hz", type=float, default=0.0, help="pace the samples (default: as fast as they come)")
     command.add_argument("--wait-s", type=float, default=0.0, help="wait this long for a deployment to bring the model")
     command.add_argument("--quiet", action="store_true", help="print only windows with drift alarms")
-    command = _command(commands, "infer", _infer, "predict windows with a model file or a package")
+    command = add_command(commands, "infer", _infer, "predict windows with a model file or a package")
     command.add_argument("model", help="model.onnx, model.tflite or package.tlm")
     command.add_argument(
         "--input", default="-", help=".npy, .npz, .csv, an image, or - for JSON lines on stdin (default)"
@@ -625,7 +573,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--array", default="", help="array's name in a .npz")
     command.add_argument("--labels", default="", help="for a plain model: labels, with commas")
     command.add_argument("--any-root", action="store_true", help="run a package whoever signed it")
-    command = _command(commands, "bench", _bench, "measure a model on this device, beside its bare backend")
+    command = add_command(commands, "bench", _bench, "measure a model on this device, beside its bare backend")
     command.add_argument("model", help="package.tlm, model.onnx, model.tflite or model.npz")
     command.add_argument("--seconds", type=float, default=3.0, help="of each measurement (default 3)")
     command.add_argument(
@@ -635,13 +583,16 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", metavar="BENCH.json", help="the figures as JSON")
     command.add_argument("--picture", metavar="BENCH.svg", help="the distributions as a picture")
     command.add_argument("--any-root", action="store_true", help="run a package whoever signed it")
-    _command(commands, "sync", _sync, "exchange records and deployments with the server now")
-    command = _command(commands, "status", _status, "what this device is, holds and does")
+    add_command(commands, "sync", _sync, "exchange records and deployments with the server now")
+    command = add_command(commands, "status", _status, "what this device is, holds and does")
     command.add_argument("--prometheus", action="store_true", help="metrics as Prometheus reads them")
-    command = _command(commands, "rollback", _rollback, "go back to a model's earlier package")
+    command = add_command(commands, "rollback", _rollback, "go back to a model's earlier package")
     command.add_argument("model", help="the model's name")
+    add_journal_commands(commands)
     checks = commands.add_parser("drift", help="thresholds and reports").add_subparsers(required=True, metavar="ACTION")
-    command = _command(checks, "calibrate", _drift_calibrate, "find a threshold for a wanted time between false alarms")
+    command = add_command(
+        checks, "calibrate", _drift_calibrate, "find a threshold for a wanted time between false alarms"
+    )
     command.add_argument("reference", metavar="REFERENCE", help="values without drift, in order: .npz or .csv")
     command.add_argument("--detector", required=True, help="class of tinylcm.drift, such as CUSUM")
     command.add_argument("--arl0", type=float, required=True, help="wanted mean number of values between false alarms")
@@ -658,12 +609,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--block", type=int, help="values in a block of the bootstrap (default: from the data)")
     command.add_argument("--seed", type=int, default=0, help="of the random numbers (default 0)")
-    command = _command(checks, "report", _drift_report, "compare two tables: an HTML page that needs no network")
+    command = add_command(checks, "report", _drift_report, "compare two tables: an HTML page that needs no network")
     command.add_argument("reference", metavar="REFERENCE", help=".npz or .csv")
     command.add_argument("current", metavar="CURRENT", help=".npz or .csv")
     command.add_argument("-o", "--output", metavar="REPORT.html", help="the page to write")
     command.add_argument("--alpha", type=float, default=0.05, help="family-wise level of the tests (default 0.05)")
-    _command(commands, "doctor", _doctor, "say what this machine lacks and how to get it")
+    add_command(commands, "doctor", _doctor, "say what this machine lacks and how to get it")
     return parser
 
 

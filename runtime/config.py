@@ -12,6 +12,7 @@ from .checks import Fields
 from .errors import ConfigError
 from .files import read_bounded
 from .manifest import NAME
+from .wire import Format, check_format
 
 CONFIG_BYTES_MAX = 1 << 20
 _MIB = 1 << 20
@@ -19,7 +20,12 @@ _MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """How to reach the server; who it is comes from the enrolment."""
+    """How to reach the server; who it is comes from the enrolment.
+
+    Attributes:
+        format: of what is sent: `msgpack`, `json`, or `protobuf`, which needs the extra of that name.
+        gzip: whether it is compressed when that helps.
+    """
 
     sync_interval_s: float = 60.0
     timeout_s: float = 30.0
@@ -27,6 +33,8 @@ class ServerConfig:
     backoff_max_s: float = 900.0
     ca_file: str = ""
     insecure: bool = False
+    format: Format = "msgpack"
+    gzip: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,7 @@ class JournalConfig:
     events_bytes_max: int = 16 * _MIB
     segment_bytes_max: int = _MIB
     commit_interval_s: float = 1.0
+    wear_bytes_per_day: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +119,16 @@ def _model(fields: Fields, base: Path) -> ModelConfig:
     )
 
 
+def _format(fields: Fields, default: Format) -> Format:
+    try:
+        return check_format(fields.text("format", default))
+    except ConfigError as error:
+        raise fields.fail("format", str(error)) from error
+
+
 def _server(fields: Fields) -> ServerConfig:
     default = ServerConfig()
-    fields.refuse_unknown("sync_interval_s", "timeout_s", "backoff_min_s", "backoff_max_s", "ca_file", "insecure")
+    fields.refuse_unknown(*(item.name for item in dataclass_fields(ServerConfig)))
     config = ServerConfig(
         sync_interval_s=fields.number("sync_interval_s", default.sync_interval_s, low=0.05, high=30 * 86400),
         timeout_s=fields.number("timeout_s", default.timeout_s, low=0.1, high=3600),
@@ -120,6 +136,8 @@ def _server(fields: Fields) -> ServerConfig:
         backoff_max_s=fields.number("backoff_max_s", default.backoff_max_s, low=0.01, high=86400),
         ca_file=fields.text("ca_file", default.ca_file, length_max=4096),
         insecure=fields.typed("insecure", bool, default.insecure),
+        format=_format(fields, default.format),
+        gzip=fields.typed("gzip", bool, default.gzip),
     )
     if config.backoff_max_s < config.backoff_min_s:
         raise fields.fail("backoff_max_s", "is smaller than backoff_min_s")
@@ -128,12 +146,13 @@ def _server(fields: Fields) -> ServerConfig:
 
 def _journal(fields: Fields) -> JournalConfig:
     default = JournalConfig()
-    fields.refuse_unknown("journal_bytes_max", "events_bytes_max", "segment_bytes_max", "commit_interval_s")
+    fields.refuse_unknown(*(item.name for item in dataclass_fields(JournalConfig)))
     config = JournalConfig(
         journal_bytes_max=fields.natural("journal_bytes_max", default.journal_bytes_max, low=64 << 10),
         events_bytes_max=fields.natural("events_bytes_max", default.events_bytes_max, low=16 << 10),
         segment_bytes_max=fields.natural("segment_bytes_max", default.segment_bytes_max, low=4 << 10, high=256 * _MIB),
         commit_interval_s=fields.number("commit_interval_s", default.commit_interval_s, low=0.0, high=3600),
+        wear_bytes_per_day=fields.natural("wear_bytes_per_day", default.wear_bytes_per_day),
     )
     if config.events_bytes_max + 5 * config.segment_bytes_max > config.journal_bytes_max:
         raise fields.fail("journal_bytes_max", "must hold events_bytes_max and five segments for details")
@@ -219,12 +238,15 @@ backoff_min_s = {server.backoff_min_s}           # after a failure: random withi
 backoff_max_s = {server.backoff_max_s}
 ca_file = ""                  # an authority of your own, PEM; empty: the system's
 insecure = false              # true allows plain http to an address that is not this machine
+format = "{server.format}"            # msgpack, json, or protobuf (pip install 'tinymlops[protobuf]')
+gzip = true                   # compress what is sent when that helps
 
 [journal]
 journal_bytes_max = {journal.journal_bytes_max}  # the whole journal on disk; the oldest details give way
 events_bytes_max = {journal.events_bytes_max}   # of it for alarms and labels, which never give way
 segment_bytes_max = {journal.segment_bytes_max}
 commit_interval_s = {journal.commit_interval_s}       # details reach the disk at latest after this; events at once
+wear_bytes_per_day = {journal.wear_bytes_per_day}        # of the flash card; over it details wait longer; 0: no budget
 
 [trial]                       # of a new package, before it is confirmed
 windows = {trial.windows}

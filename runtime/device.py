@@ -135,12 +135,7 @@ class Device:
         self.identity = load_identity(config.data / "identity.json")
         self.journal = Journal.open(
             config.data / "journal",
-            JournalLimits(
-                journal_bytes_max=limits.journal_bytes_max,
-                events_bytes_max=limits.events_bytes_max,
-                segment_bytes_max=limits.segment_bytes_max,
-                commit_interval_s=limits.commit_interval_s,
-            ),
+            JournalLimits(**asdict(limits)),
             clock,
         )
         try:

@@ -42,9 +42,13 @@ class ServerError(TinyLCMError):
         message: what happened and what to do.
         retry_after_s: how long the server asked to wait, in seconds, or None.
         permanent: True when asking again unchanged cannot succeed (a revoked key, a refused token).
+        status: of the answer, 0 when there was none.
     """
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None, permanent: bool = False) -> None:
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, permanent: bool = False, status: int = 0
+    ) -> None:
         super().__init__(message)
+        self.status = status
         self.retry_after_s = retry_after_s
         self.permanent = permanent

@@ -49,7 +49,7 @@ def check_url(url: str, *, insecure: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer; header names in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -121,7 +121,7 @@ class HttpClient:
             if len(data) > ANSWER_BYTES_MAX:
                 response.close()
                 raise ServerError(f"the answer of {self._base} is larger than {ANSWER_BYTES_MAX} bytes")
-            return Answer(response.status, dict(response.headers), data)
+            return Answer(response.status, _lower(response.headers), data)
 
     @contextmanager
     def download(self, path: str, offset: int) -> Iterator[tuple[int, Mapping[str, str], Iterator[bytes]]]:
@@ -129,13 +129,17 @@ class HttpClient:
         headers = {"Range": f"bytes={offset}-", "Accept-Encoding": "identity"} if offset else {}
         with self._open("GET", path, None, headers) as response:
             try:
-                yield response.status, dict(response.headers), response.stream(_CHUNK_BYTES, decode_content=False)
+                yield response.status, _lower(response.headers), response.stream(_CHUNK_BYTES, decode_content=False)
             finally:
                 response.close()  # a body that was not read to its end cannot be kept alive
 
     def close(self) -> None:
         """Close the connection."""
         self._pool.clear()
+
+
+def _lower(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
 
 
 def _reason(error: urllib3.exceptions.HTTPError) -> str:

@@ -14,224 +14,40 @@ be deleted. A record is durable when its future resolves, and only durable recor
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import threading
-from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from .clock import Clock
 from .errors import ConfigError, DeviceError, JournalFullError, TinyLCMError, WireError
-from .files import device_error, make_folder
-from .log import Log
-from .segments import (
-    BOOT_BYTES_MAX,
-    CURSOR_BYTES,
-    ENTRIES_AT,
-    ENTRY_BYTES,
-    GAP,
-    RECORD,
-    Loss,
-    encode_body,
-    encode_entry,
+from .files import device_error, make_folder, read_bounded, write_atomic
+from .journal_queue import (
+    BACKOFF_S,
+    BACKOFF_S_MAX,
+    MARGIN_BYTES,
+    WEAR_BYTES,
+    Batch,
+    JournalLimits,
+    JournalStats,
+    Pending,
+    Queue,
+    StreamStats,
 )
+from .log import Log
+from .segments import BOOT_BYTES_MAX, ENTRY_BYTES, GAP, GAP_TYPE, RECORD, Loss, encode_body
 from .types import Json, Record, Stream
+from .wear import HOUR_S, Wear
 from .wire import RECORD_BYTES_MAX, STREAMS, canonical_json, finite
 
-GAP_TYPE: Final = "gap"
-BACKOFF_S: Final = 0.1  # first wait after a failed write; doubles up to the next
-BACKOFF_S_MAX: Final = 30.0
-_BATCH_BYTES: Final = 256 << 10  # one commit's bytes: large enough that fsync is a small part of its cost
-_MARGIN_BYTES: Final = 2 * ENTRIES_AT + 1024  # headers, seal and gap records, which no caller asked for
+__all__ = ["Journal", "JournalLimits", "JournalStats", "StreamStats"]
+
+MARK_TIMEOUT_S: Final = 5.0  # how long a read waits for the disk to note what it will hand out
 _JSON_PER_MSGPACK_MAX: Final = 8  # no value's JSON is longer than this many times its msgpack
-
-
-@dataclass(frozen=True, slots=True)
-class JournalLimits:
-    """Every bound of a journal.
-
-    Attributes:
-        journal_bytes_max: the whole folder on disk, both streams.
-        events_bytes_max: the events' own budget inside it; details have the rest.
-        segment_bytes_max: size of one file, the unit in which space is given back.
-        commit_interval_s: how long a details record may wait to be made durable together with others.
-        pending_bytes_max, pending_records_max: what a stream may hold in memory while it waits for the disk.
-    """
-
-    journal_bytes_max: int = 64 << 20
-    events_bytes_max: int = 16 << 20
-    segment_bytes_max: int = 1 << 20
-    commit_interval_s: float = 1.0
-    pending_bytes_max: int = 4 << 20
-    pending_records_max: int = 20_000
-
-    def __post_init__(self) -> None:
-        segment = self.segment_bytes_max
-        if segment < 4096:
-            raise ConfigError(f"segment_bytes_max is {segment}, expected 4096 or more")
-        if self.events_bytes_max < 2 * segment + CURSOR_BYTES:
-            raise ConfigError(
-                f"events_bytes_max is {self.events_bytes_max}, expected {2 * segment + CURSOR_BYTES} or more: "
-                "two segments and the cursor"
-            )
-        if self.details_bytes_max < 4 * segment + CURSOR_BYTES:
-            raise ConfigError(
-                f"journal_bytes_max is {self.journal_bytes_max}, expected at least "
-                f"{self.events_bytes_max + 4 * segment + CURSOR_BYTES}: events_bytes_max, four segments and a cursor"
-            )
-        if not 0 <= self.commit_interval_s <= 3600:
-            raise ConfigError(f"commit_interval_s is {self.commit_interval_s}, expected 0 to 3600 seconds")
-        if self.pending_bytes_max < 1 or self.pending_records_max < 1:
-            raise ConfigError("pending_bytes_max and pending_records_max must be positive")
-
-    @property
-    def details_bytes_max(self) -> int:
-        """What is left for details on disk."""
-        return self.journal_bytes_max - self.events_bytes_max
-
-
-@dataclass(frozen=True, slots=True)
-class StreamStats:
-    """The state of one stream.
-
-    Attributes:
-        bytes: on disk, cursor included.
-        segments: files.
-        queued: records in memory, not durable yet.
-        unacknowledged: durable records not acknowledged yet; missing ones in between count too.
-        dropped: details given up because the disk's budget was used up, since the journal was opened.
-        overflowed: details given up because the queue in memory was full, since the journal was opened.
-        refused: events answered with `JournalFullError`, since the journal was opened.
-        damaged: records found missing or unreadable on the disk, since the journal was opened.
-        failed: why the disk does not take records at the moment, or None.
-        durable, acknowledged: newest (epoch, seq), or None before the first.
-        written_bytes, syncs: given to the disk since the journal was opened, for its wear.
-    """
-
-    bytes: int
-    segments: int
-    queued: int
-    unacknowledged: int
-    dropped: int
-    overflowed: int
-    refused: int
-    damaged: int
-    failed: str | None
-    durable: tuple[str, int] | None
-    acknowledged: tuple[str, int] | None
-    written_bytes: int
-    syncs: int
-
-
-@dataclass(frozen=True, slots=True)
-class JournalStats:
-    """The state of the journal: both streams, and the bytes of the whole folder."""
-
-    bytes: int
-    events: StreamStats
-    details: StreamStats
-
-    @property
-    def failed(self) -> str | None:
-        """Why the disk does not take records at the moment, or None."""
-        return self.events.failed or self.details.failed
-
-
-@dataclass(slots=True)
-class _Pending:
-    """A record that waits for its seq; or, without a future, `lost` records that there was no room for."""
-
-    type: str
-    boot_ns: int
-    payload: dict[str, Json]
-    body: bytes
-    future: Future[Record] | None
-    queued_s: float
-    lost: int = 0
-
-
-@dataclass(slots=True)
-class _Batch:
-    """Encoded records with their ids, on the way to the disk: they keep both until it takes them."""
-
-    first: int
-    last: int = 0
-    parts: list[bytes] = field(default_factory=list)
-    size: int = 0
-    items: int = 0  # taken from the queue
-    losses: int = 0  # taken from the log's undeclared ones
-    done: list[tuple[Future[Record], Record]] = field(default_factory=list)
-
-    def add(self, kind: int, record: Record, body: bytes) -> None:
-        entry = encode_entry(kind, record.epoch, record.seq, body)
-        self.parts.append(entry)
-        self.size += len(entry)
-        self.last = record.seq
-
-
-class _Stream:
-    """One stream's queue, counters and log; the journal's lock guards all but the log."""
-
-    def __init__(self, name: Stream, log: Log) -> None:
-        self.name: Stream = name
-        self.log = log
-        self.queue: deque[_Pending] = deque()
-        self.queue_bytes = 0
-        self.queue_records = 0
-        self.batch: _Batch | None = None
-        self.next_seq = 1
-        self.accepted = 0  # items ever put into the queue, and
-        self.settled = 0  # of these, durable
-        self.flush_to = 0
-        self.overflowed = self.refused = 0
-        self.failed: str | None = None
-        self.backoff_s = BACKOFF_S
-        self.retry_s = -float("inf")
-
-    @property
-    def waiting(self) -> int:
-        """Records that are not durable."""
-        return self.queue_records + (len(self.batch.done) if self.batch else 0)
-
-    def push(self, pending: _Pending) -> None:
-        self.queue.append(pending)
-        self.accepted += 1
-        if pending.future is not None:
-            self.queue_records += 1
-            self.queue_bytes += len(pending.body) + ENTRY_BYTES
-
-    def pop(self) -> _Pending:
-        pending = self.queue.popleft()
-        if pending.future is not None:
-            self.queue_records -= 1
-            self.queue_bytes -= len(pending.body) + ENTRY_BYTES
-        return pending
-
-    def is_due(self, now_s: float, limits: JournalLimits) -> bool:
-        if now_s < self.retry_s:
-            return False
-        if self.batch or self.log.has_losses or self.log.cursor_moved:
-            return True
-        if not self.queue:
-            return False
-        return (
-            self.name == "events"
-            or self.settled < self.flush_to
-            or 4 * self.queue_bytes >= min(4 * _BATCH_BYTES, limits.pending_bytes_max)
-            or 4 * self.queue_records >= limits.pending_records_max
-            or now_s >= self.queue[0].queued_s + limits.commit_interval_s
-        )
-
-    def due_s(self, limits: JournalLimits) -> float:
-        """When it will be due if nothing else happens."""
-        if self.batch or self.log.has_losses or self.log.cursor_moved:
-            return self.retry_s
-        if not self.queue:
-            return float("inf")
-        return max(self.retry_s, self.queue[0].queued_s + limits.commit_interval_s)
 
 
 class Journal:
@@ -243,10 +59,16 @@ class Journal:
     def __init__(self, folder: Path, limits: JournalLimits, clock: Clock, lock: int) -> None:
         self._limits, self._clock, self._lock = limits, clock, lock
         self._boot = clock.boot
-        self._streams: dict[Stream, _Stream] = {
-            name: _Stream(name, Log(folder / name, name, os.urandom(8).hex(), self._boot, limits.segment_bytes_max))
+        self._streams: dict[Stream, Queue] = {
+            name: Queue(
+                name, Log(folder / name, name, os.urandom(8).hex(), self._boot, limits.segment_bytes_max), limits
+            )
             for name in STREAMS
         }
+        self._wear = Wear(limits.wear_bytes_per_day, limits.commit_interval_s, clock.monotonic_s())
+        self._wear_path = folder / "wear"
+        self._wear_saved_s = clock.monotonic_s()
+        self._counted = (0, 0)  # bytes and fsyncs of both logs that the wear knows of
         self._changed = threading.Condition()
         self._closing = self._stopping = False
         self._opened: Future[None] = Future()
@@ -302,12 +124,12 @@ class Journal:
         future: Future[Record] = Future()
         future.set_running_or_notify_cancel()
         now_s = self._clock.monotonic_s()
-        pending = _Pending(type, boot_ns, values, body, future, now_s)
+        pending = Pending(type, boot_ns, values, body, future, now_s)
         with self._changed:
             problem = self._problem(state, len(body) + ENTRY_BYTES)
             if problem is None:
                 state.push(pending)
-                if len(state.queue) == 1 or state.is_due(now_s, self._limits):
+                if len(state.queue) == 1 or state.is_due(now_s):
                     self._changed.notify_all()
         if problem is not None:
             future.set_exception(problem)
@@ -324,12 +146,12 @@ class Journal:
         size = len(body)
         if size * _JSON_PER_MSGPACK_MAX > RECORD_BYTES_MAX:
             size = max(size, len(canonical_json(values)) + 200)  # 200: the envelope
-        bytes_max = min(RECORD_BYTES_MAX, self._limits.segment_bytes_max - _MARGIN_BYTES)
+        bytes_max = min(RECORD_BYTES_MAX, self._limits.segment_bytes_max - MARGIN_BYTES)
         if size > bytes_max:
             raise WireError(f"a {kind} record has {size} bytes, at most {bytes_max} are taken: split it")
         return values, body
 
-    def _problem(self, state: _Stream, size: int) -> TinyLCMError | None:
+    def _problem(self, state: Queue, size: int) -> TinyLCMError | None:
         limits = self._limits
         if self._closing:
             return DeviceError("the journal is closed: the record was not stored")
@@ -345,7 +167,7 @@ class Journal:
         if state.name == "events":
             on_disk = state.log.charged_bytes
             queued = state.queue_bytes + (state.batch.size if state.batch else 0)
-            headers = _MARGIN_BYTES * (2 + queued // limits.segment_bytes_max)
+            headers = MARGIN_BYTES * (2 + queued // limits.segment_bytes_max)
             if on_disk + queued + size + headers > limits.events_bytes_max:
                 state.refused += 1
                 return JournalFullError(
@@ -354,15 +176,18 @@ class Journal:
                 )
         return None
 
-    def _overflow(self, state: _Stream) -> None:
+    def _overflow(self, state: Queue) -> None:
         state.overflowed += 1
         if state.queue and state.queue[-1].lost:
             state.queue[-1].lost += 1
         else:
-            state.push(_Pending(GAP_TYPE, self._clock.boot_ns(), {}, b"", None, self._clock.monotonic_s(), 1))
+            state.push(Pending(GAP_TYPE, self._clock.boot_ns(), {}, b"", None, self._clock.monotonic_s(), 1))
 
     def read(self, stream: Stream, records_max: int, bytes_max: int) -> list[Record]:
         """The oldest durable records that are not acknowledged, in order.
+
+        Details that are handed out may be sent, and are never merged from then on. That is noted on the disk first,
+        once a segment: while the disk takes no note, the records of that segment are not handed out.
 
         Args:
             stream: which.
@@ -373,7 +198,14 @@ class Journal:
             DeviceError: the disk cannot be read.
         """
         state = self._streams[stream]
-        records = state.log.read(records_max, bytes_max)
+        is_merged = stream == "details"
+        if is_merged and not state.log.mark(bytes_max):
+            with self._changed:
+                self._changed.notify_all()
+                self._changed.wait_for(
+                    lambda: state.log.is_marked or state.failed or not self._thread.is_alive(), MARK_TIMEOUT_S
+                )
+        records = state.log.read(records_max, bytes_max, marked_only=is_merged)
         if state.log.has_losses:
             with self._changed:
                 self._changed.notify_all()
@@ -454,9 +286,10 @@ class Journal:
         """What there is, what was lost, and whether the disk works."""
         with self._changed:
             events, details = (self._stream_stats(self._streams[name]) for name in STREAMS)
-        return JournalStats(events.bytes + details.bytes, events, details)
+            wear = self._wear.report(self._clock.monotonic_s())
+        return JournalStats(events.bytes + details.bytes, events, details, wear)
 
-    def _stream_stats(self, state: _Stream) -> StreamStats:
+    def _stream_stats(self, state: Queue) -> StreamStats:
         size, segments, records = state.log.sizes()
         return StreamStats(
             bytes=size,
@@ -464,6 +297,7 @@ class Journal:
             queued=state.waiting,
             unacknowledged=records,
             dropped=state.log.dropped,
+            merged=state.log.merged,
             overflowed=state.overflowed,
             refused=state.refused,
             damaged=state.log.damaged,
@@ -483,31 +317,34 @@ class Journal:
         except BaseException as error:
             self._opened.set_exception(error)
             return
+        self._load_wear()
         self._opened.set_result(None)
         while due := self._wait():
             for state in due:
                 self._serve(state)
+            self._note_wear()
         self._end()
 
-    def _wait(self) -> list[_Stream]:
+    def _wait(self) -> list[Queue]:
         with self._changed:
             while not self._stopping:
                 now_s = self._clock.monotonic_s()
-                due = [state for state in self._streams.values() if state.is_due(now_s, self._limits)]
+                due = [state for state in self._streams.values() if state.is_due(now_s)]
                 if due:
                     return due
-                wait_s = min(state.due_s(self._limits) for state in self._streams.values()) - now_s
+                wait_s = min(state.due_s() for state in self._streams.values()) - now_s
                 # At most a second at once: a clock that was passed in may run faster than the machine's.
                 self._changed.wait(min(max(wait_s, 0.001), 1.0) if wait_s < float("inf") else None)
         return []
 
-    def _serve(self, state: _Stream) -> None:
+    def _serve(self, state: Queue) -> None:
         try:
             if state.batch is None and (state.queue or state.log.has_losses):
                 self._take(state)
             if state.batch is not None:
-                state.log.commit(b"".join(state.batch.parts), state.batch.first, state.batch.last)
-                self._settle(state, state.batch)
+                batch = state.batch
+                state.log.commit(b"".join(batch.parts), batch.first, batch.last, batch.sample_bytes)
+                self._settle(state, batch)
             if state.log.cursor_moved:
                 state.log.save_cursor()
         except Exception as error:  # whatever it was, the records keep their places and are tried again
@@ -522,16 +359,14 @@ class Journal:
             state.failed, state.backoff_s = None, BACKOFF_S
             self._changed.notify_all()
 
-    def _take(self, state: _Stream) -> None:
-        bytes_max = min(_BATCH_BYTES, self._limits.segment_bytes_max - _MARGIN_BYTES)
+    def _take(self, state: Queue) -> None:
+        bytes_max = self._limits.batch_bytes_max
         losses = state.log.losses(bytes_max // 256)
-        batch = _Batch(first=state.next_seq, losses=len(losses))
-        if state.name == "details":
-            # One segment less than the budget: what is given up is deleted only after its gap record is durable.
-            room = self._limits.details_bytes_max - CURSOR_BYTES - self._limits.segment_bytes_max
-            losses += state.log.make_room(min(bytes_max, state.queue_bytes) + _MARGIN_BYTES, room)
+        batch = Batch(first=state.next_seq, losses=len(losses))
         for loss in losses:
             self._declare(state, batch, loss, self._clock.boot_ns())
+        if state.name == "details":
+            self._make_room(state, batch)
         with self._changed:
             while state.queue and (not batch.parts or batch.size + len(state.queue[0].body) <= bytes_max):
                 pending = state.pop()
@@ -548,16 +383,25 @@ class Journal:
                 self._declare(state, batch, loss, pending.boot_ns)
             state.batch = batch
 
-    def _record(self, state: _Stream, kind: str, boot_ns: int, payload: dict[str, Json]) -> Record:
+    def _make_room(self, state: Queue, batch: Batch) -> None:
+        """Let the oldest details give way when the disk's budget is used up; what says so is part of the batch."""
+        bytes_more = min(self._limits.batch_bytes_max, state.queue_bytes) + MARGIN_BYTES
+        outcome = state.log.make_room(bytes_more, self._limits.details_room_bytes, self._limits.segment_bytes_max // 2)
+        if outcome is not None:
+            items = outcome.items(self._clock.boot_ns())
+            batch.add_pack(state.log.epoch, state.next_seq, items)
+            state.next_seq += len(items)
+
+    def _record(self, state: Queue, kind: str, boot_ns: int, payload: dict[str, Json]) -> Record:
         record = Record(kind, state.log.epoch, state.next_seq, self._boot, boot_ns, payload)
         state.next_seq += 1
         return record
 
-    def _declare(self, state: _Stream, batch: _Batch, loss: Loss, boot_ns: int) -> None:
+    def _declare(self, state: Queue, batch: Batch, loss: Loss, boot_ns: int) -> None:
         record = self._record(state, GAP_TYPE, boot_ns, loss.payload())
         batch.add(GAP, record, encode_body(GAP_TYPE, boot_ns, loss.payload()))
 
-    def _settle(self, state: _Stream, batch: _Batch) -> None:
+    def _settle(self, state: Queue, batch: Batch) -> None:
         state.log.settle_losses(batch.losses)
         for future, record in batch.done:
             future.set_result(record)
@@ -566,7 +410,31 @@ class Journal:
             state.settled += batch.items
             self._changed.notify_all()
 
+    def _load_wear(self) -> None:
+        with suppress(OSError, ValueError, TinyLCMError):  # missing or damaged: the accounting begins anew
+            self._wear.restore(json.loads(read_bounded(self._wear_path, WEAR_BYTES)))
+        with self._changed:
+            self._streams["details"].interval_s = self._wear.interval_s(self._clock.monotonic_s())
+
+    def _note_wear(self) -> None:
+        logs = [state.log for state in self._streams.values()]
+        counted = sum(log.written_bytes for log in logs), sum(log.syncs for log in logs)
+        now_s = self._clock.monotonic_s()
+        with self._changed:
+            self._wear.note(now_s, counted[0] - self._counted[0], counted[1] - self._counted[1])
+            self._counted = counted
+            self._streams["details"].interval_s = self._wear.interval_s(now_s)
+        if now_s - self._wear_saved_s >= HOUR_S:
+            self._save_wear(now_s)
+
+    def _save_wear(self, now_s: float) -> None:
+        self._wear_saved_s = now_s
+        with suppress(TinyLCMError):  # an hour later again; the records matter more
+            write_atomic(self._wear_path, canonical_json(self._wear.state()) + b"\n")
+
     def _end(self) -> None:
+        self._note_wear()
+        self._save_wear(self._clock.monotonic_s())
         left: list[Future[Record]] = []
         for state in self._streams.values():
             clean = state.batch is None and not state.queue

@@ -4,8 +4,11 @@ It owns the files of one stream; their format is `tinylcm.segments`', threads, q
 the journal's thread may call what writes (`recover`, `commit`, `save_cursor`, `seal`, `make_room`); `read`,
 `acknowledge` and what only looks may be called from any thread.
 
-A segment is given up only after the gap record that declares it is durable, and deleted after an acknowledgement only
-when the cursor is durable. A failed write or fsync is final for its file: nothing is written to that one again.
+A segment is given up only after the pack that declares it is durable, and deleted after an acknowledgement only when
+the cursor is durable. A failed write or fsync is final for its file: nothing is written to that one again.
+
+Whether a record was ever handed out decides if it may be merged, also after a restart. So before details are read from
+a segment its number goes into the cursor as the last one `sent` from; within the own epoch the highest seq is known.
 """
 
 from __future__ import annotations
@@ -13,18 +16,23 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
+from .compaction import Given, Outcome, compact
 from .files import device_error, fsync_folder, make_folder
 from .segments import (
     CURSOR_BYTES,
     ENTRIES_AT,
     ENTRY_BYTES,
     GAP,
+    RECORD,
     SEAL,
     Cursor,
+    Entry,
     Hole,
     Loss,
     Ranges,
@@ -35,6 +43,7 @@ from .segments import (
     encode_entry,
     encode_header,
     entries,
+    is_sample,
     load_cursor,
     load_segment,
     load_segments,
@@ -42,6 +51,8 @@ from .segments import (
     write_fully,
 )
 from .types import Record, Stream
+
+SAMPLES_SHARE: Final = 4  # a segment is given up for its samples when they are at least one in so many of its bytes
 
 
 class Log:
@@ -59,6 +70,7 @@ class Log:
         self.epoch = epoch
         self.damaged = 0
         self.dropped = 0
+        self.merged = 0
         self.written_bytes = 0
         self.syncs = 0
         self._folder, self._stream, self._boot, self._segment_bytes_max = folder, stream, boot, segment_bytes_max
@@ -68,6 +80,7 @@ class Log:
         self._victims: list[Segment] = []  # may be deleted after the next commit, which declares them
         self._cursor = self._saved_cursor = Cursor()
         self._position = (0, ENTRIES_AT, "", 0)  # segment, offset, epoch and seq before which all is acknowledged
+        self._handed = 0  # highest seq of the own epoch that was handed out
         self._declared = Ranges()
         self._losses: list[Loss] = []
         self._number = 0
@@ -91,7 +104,7 @@ class Log:
             holes = self._recover(live, cursor)
             for segment in live:
                 _sync_file(segment.path)
-            self._has_cursor_file = (self._folder / "cursor").exists()
+            self._has_cursor_file = self._make_cursor_file()
             fsync_folder(self._folder)
         except OSError as error:
             raise device_error(error, "opening the journal") from error
@@ -103,6 +116,18 @@ class Log:
             for hole in holes:
                 self._note(hole)
         self._sweep()
+
+    def _make_cursor_file(self) -> bool:
+        # Whole from the beginning, so that on a full disk what was sent can still be acknowledged, which makes room.
+        path = self._folder / "cursor"
+        if path.exists():
+            return True
+        with suppress(OSError):
+            path.write_bytes(bytes(CURSOR_BYTES))
+            _sync_file(path)
+            self.written_bytes += CURSOR_BYTES
+            return True
+        return False
 
     def _is_settled(self, segment: Segment, cursor: Cursor) -> bool:
         if not segment.epoch:
@@ -126,6 +151,7 @@ class Log:
                 segment.last_seq = max(segment.last_seq, item.last if item.last < segment.limit else 0)
                 continue
             segment.last_seq = item.seq
+            segment.sample_bytes += _sample_bytes(item)
             if item.kind == GAP:
                 loss = decode_loss(item)
                 self._declared.add(loss.epoch, loss.first, loss.last)
@@ -162,8 +188,12 @@ class Log:
         """True while the cursor is newer than the one on disk."""
         return self._cursor != self._saved_cursor
 
-    def commit(self, data: bytes, first_seq: int, last_seq: int) -> None:
+    def commit(self, data: bytes, first_seq: int, last_seq: int, sample_bytes: int = 0) -> None:
         """Make encoded entries durable, or leave nothing of them that counts.
+
+        Args:
+            data: the entries, of seqs `first_seq` to `last_seq`;
+            sample_bytes: of them are samples.
 
         Raises:
             OSError: nothing was added; the caller keeps the entries and tries again with the same ids.
@@ -187,8 +217,10 @@ class Log:
         with self._guard:
             if not segment.size:
                 self._segments.append(segment)
+                self.syncs += 1  # of the folder
             segment.size += len(data)
             segment.last_seq = last_seq
+            segment.sample_bytes += sample_bytes
             self._current = segment
             self.written_bytes += len(data)
             self.syncs += 1
@@ -238,49 +270,96 @@ class Log:
         """Let go of the current file."""
         self._end_segment()
 
-    def make_room(self, bytes_more: int, bytes_max: int) -> list[Loss]:
-        """Choose whole segments, oldest first, to give up so that `bytes_more` fit below `bytes_max`.
+    def make_room(self, bytes_more: int, bytes_max: int, kept_bytes_max: int) -> Outcome | None:
+        """Choose whole segments to give up so that `bytes_more`, and what is kept of them, fit below `bytes_max`.
 
-        They are not read any more from now on, and are deleted once the next commit, which must declare the
-        losses that this returns, is durable.
+        A segment's worth stays free beside that, so this happens at most once for every segment that is filled. They
+        are not read any more from now on, and are deleted once the next commit, which must hold what this
+        returns as one pack, is durable.
+
+        Args:
+            bytes_more: to be written next.
+            bytes_max: of all segments.
+            kept_bytes_max: what may be kept of the given up ones.
+
+        Returns:
+            None when there is room.
         """
-        losses: list[Loss] = []
-        total = sum(segment.charged_bytes for segment in self._segments)
-        while self._segments and total + bytes_more > bytes_max:
-            segment = self._segments[0]
+        given: list[Given] = []
+        total = sum(segment.charged_bytes for segment in self._segments) + bytes_more
+        if total <= bytes_max:
+            return None
+        free = bytes_max - kept_bytes_max - self._segment_bytes_max
+        while self._segments and (not given or total > free):
+            segment = self._to_give_up()
             if segment is self._current:
                 self._end_segment()
-            with self._guard:
-                del self._segments[0]
-                self._victims.append(segment)
-                first, last = segment.first_seq, min(segment.last_seq, segment.limit - 1)
-                if segment.epoch == self._cursor.epoch:
-                    first = max(first, self._cursor.seq + 1)
-            own = Loss(segment.epoch, first, last, "dropped", last - first + 1)
-            losses += self._inner_losses(segment, own)
-            if own.count > 0:
-                self.declare(own)
-                self.dropped += own.count
-                losses.append(own)
+            given.append(self._give_up(segment))
             total -= segment.charged_bytes
-        return _merge(losses)
+        with self._guard:
+            declared = self._declared.copy()
+        outcome = compact(given, kept_bytes_max, declared)
+        for loss in outcome.losses:
+            self.declare(loss)
+        self.dropped += outcome.dropped
+        self.merged += outcome.merged
+        return outcome
 
-    def _inner_losses(self, segment: Segment, own: Loss) -> list[Loss]:
-        # Gap records that go with the segment are declared anew, because what they say has not been heard yet;
-        # those of its own range are in the segment's own loss already.
-        try:
-            data = load_segment(segment.path, 0, segment.size)
-        except OSError:
-            return []
-        found = (
-            decode_loss(entry)
-            for entry in entries(data, ENTRIES_AT, segment.number)
-            if entry.kind == GAP and own.first <= entry.seq <= own.last
+    def _to_give_up(self) -> Segment:
+        """Samples go first: the oldest segment that has a good part of them, else the oldest."""
+        for segment in self._segments:
+            if segment is not self._current and SAMPLES_SHARE * segment.sample_bytes >= segment.size:
+                return segment
+        return self._segments[0]
+
+    def _give_up(self, segment: Segment) -> Given:
+        with self._guard:
+            self._segments.remove(segment)
+            self._victims.append(segment)
+            first, last = segment.first_seq, min(segment.last_seq, segment.limit - 1)
+            if segment.epoch == self._cursor.epoch:
+                first = max(first, self._cursor.seq + 1)
+            # Who reads in this moment finds the segment gone before it hands anything out, and begins again.
+            is_open = segment.number <= self._cursor.sent
+            handed = self._handed if segment.epoch == self.epoch else last
+
+        def stored() -> Iterator[Entry]:
+            with suppress(OSError):  # what cannot be read is declared with the rest
+                yield from entries(load_segment(segment.path, 0, segment.size), ENTRIES_AT, segment.number)
+
+        return Given(
+            segment.epoch, segment.boot, first, last, segment.size, lambda seq: is_open and seq <= handed, stored
         )
-        return [loss for loss in found if loss.epoch != own.epoch or loss.last < own.first or own.last < loss.first]
 
-    def read(self, records_max: int, bytes_max: int) -> list[Record]:
+    def mark(self, bytes_max: int) -> bool:
+        """Note that a read of so many bytes may hand out what it reaches; `save_cursor` makes the note durable.
+
+        Returns:
+            True when it is durable already.
+        """
+        with self._guard:
+            cursor, reached = self._cursor, 0
+            for segment in self._segments:
+                if segment.number < cursor.segment:
+                    continue
+                if reached > bytes_max:
+                    break
+                cursor = replace(cursor, sent=max(cursor.sent, segment.number))
+                reached += segment.size - (self._position[1] if self._position[0] == segment.number else 0)
+            self._cursor = cursor
+            return self.is_marked
+
+    @property
+    def is_marked(self) -> bool:
+        """True when all that a read may hand out is noted durably as such."""
+        return self._cursor.sent <= self._saved_cursor.sent
+
+    def read(self, records_max: int, bytes_max: int, *, marked_only: bool = False) -> list[Record]:
         """The oldest durable records that are not acknowledged, in order; at least one if there is any.
+
+        Args:
+            records_max, bytes_max: at most so many.
+            marked_only: only what `mark` has noted durably.
 
         Raises:
             DeviceError: a segment cannot be opened.
@@ -288,15 +367,18 @@ class Log:
         for _ in range(4):  # a segment may be given up while it is read: then the picture is taken anew
             with self._guard:
                 cursor, position = self._cursor, self._position
-                live = [replace(segment) for segment in self._segments if segment.number >= cursor.segment]
+                last = self._saved_cursor.sent if marked_only else self._number
+                live = [replace(segment) for segment in self._segments if cursor.segment <= segment.number <= last]
             if live and live[0].number != position[0]:
                 position = (live[0].number, ENTRIES_AT, cursor.epoch, cursor.seq)
             try:
-                return self._read(live, cursor, position, records_max, bytes_max)
+                records = self._read(live, cursor, position, records_max, bytes_max)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise device_error(error, "reading the journal") from error
+            if records is not None:
+                return records
         return []
 
     def _read(
@@ -306,7 +388,7 @@ class Log:
         position: tuple[int, int, str, int],
         records_max: int,
         bytes_max: int,
-    ) -> list[Record]:
+    ) -> list[Record] | None:
         number, offset, epoch, last = position
         starts = {segment.number: offset if segment.number == number else 0 for segment in live}
         boots = {segment.number: segment.boot for segment in live}
@@ -316,7 +398,7 @@ class Log:
             if (start := starts[segment.number]) <= segment.size
         )
         records: list[Record] = []
-        holes, total = [], 0
+        holes, total, touched = [], 0, 0
         for item in walk(sources, epoch, last):
             settled = item.epoch == cursor.epoch and item[2] <= cursor.seq  # an entry's seq, a hole's last
             if isinstance(item, Hole):
@@ -330,7 +412,12 @@ class Log:
             if len(records) >= records_max or (records and total > bytes_max):
                 break
             records.append(decode_record(item, boots[item.segment]))
+            touched = item.segment
         with self._guard:
+            there = {segment.number for segment in self._segments}
+            if any(segment.number not in there for segment in live if segment.number <= touched):
+                return None
+            self._handed = max([self._handed, *(item.seq for item in records if item.epoch == self.epoch)])
             self._position = max(position, self._position, key=lambda place: place[:2])
             for hole in holes:
                 self._note(hole)
@@ -352,7 +439,7 @@ class Log:
             segment, cursor = place[-1], self._cursor
             if segment.number < cursor.segment or (epoch == cursor.epoch and seq <= cursor.seq):
                 return False
-            self._cursor = Cursor(segment.number, epoch, seq)
+            self._cursor = replace(cursor, segment=segment.number, epoch=epoch, seq=seq)
             return True
 
     def save_cursor(self) -> None:
@@ -370,8 +457,6 @@ class Log:
         path = self._folder / "cursor"
         handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         try:
-            if not self._has_cursor_file:
-                os.ftruncate(handle, CURSOR_BYTES)
             # Never the slot of the cursor that is durable: a torn write leaves that one.
             if os.pwrite(handle, slot, place) != len(slot):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
@@ -435,7 +520,7 @@ class Log:
                 if segment.number >= cursor.segment:
                     last = min(segment.last_seq, segment.limit - 1)
                     records += max(0, last - max(segment.first_seq, low) + 1)
-            return size + (CURSOR_BYTES if self._saved_cursor.generation else 0), len(self._segments), records
+            return size + (CURSOR_BYTES if self._has_cursor_file else 0), len(self._segments), records
 
     @property
     def acknowledged(self) -> tuple[str, int] | None:
@@ -453,16 +538,8 @@ class Log:
         return self.acknowledged
 
 
-def _merge(losses: list[Loss]) -> list[Loss]:
-    merged: list[Loss] = []
-    for loss in sorted(losses, key=lambda item: (item.epoch, item.reason, item.first)):
-        if merged and merged[-1].last + 1 == loss.first and merged[-1].epoch == loss.epoch:
-            before = merged[-1]
-            if before.reason == loss.reason:
-                merged[-1] = replace(before, last=loss.last, count=before.count + loss.count)
-                continue
-        merged.append(loss)
-    return merged
+def _sample_bytes(entry: Entry) -> int:
+    return ENTRY_BYTES + len(entry.body) if entry.kind == RECORD and is_sample(entry.body) else 0
 
 
 def _sync_file(path: Path) -> None:

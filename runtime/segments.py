@@ -9,8 +9,11 @@ A folder holds segments `00000001.seg`, `00000002.seg`, ... and `cursor`. All in
               64 bytes boot, u32 CRC-32C of all before
     entry     4 bytes marker, u32 CRC-32C of all that follows, u32 kind << 24 | length of body, u64 seq,
               8 bytes epoch, body
-    body      msgpack of [type, boot_ns, payload]
-    cursor    two slots, 4096 bytes apart: u64 generation, u64 segment, 8 bytes epoch, u64 seq, u32 CRC-32C
+    body      msgpack of [type, boot_ns, payload], and the boot as a fourth when it is not the segment's
+    pack      an entry of kind 4 that holds several which stand or fall together: msgpack of [[kind, body], ...];
+              its seq is the last one's, the others have those before
+    cursor    two slots, 4096 bytes apart: u64 generation, u64 segment, 8 bytes epoch, u64 seq,
+              u64 last segment that records may have been sent from, u32 CRC-32C
 
 Rules
 1. Every entry carries its epoch, so that a record keeps its id when both headers are gone: 8 bytes of some 250 buy
@@ -28,7 +31,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -45,6 +48,10 @@ MARKER: Final = b"\xf5TL\xff"  # 0xF5 and 0xFF never occur in UTF-8: no text in 
 RECORD: Final = 1
 GAP: Final = 2
 SEAL: Final = 3
+PACK: Final = 4
+GAP_TYPE: Final = "gap"
+SUMMARY_TYPE: Final = "summary"
+SAMPLE_TYPE: Final = "sample"
 ENTRIES_AT: Final = 192  # bytes of the two headers
 ENTRY_BYTES: Final = 28  # bytes of an entry without its body
 CURSOR_BYTES: Final = 8192
@@ -52,11 +59,12 @@ BOOT_BYTES_MAX: Final = 64
 _HEADER: Final = struct.Struct("<8sHBB8sQ64sI")
 _ENTRY: Final = struct.Struct("<4sIIQ8s")
 _FIELDS: Final = struct.Struct("<IQ8s")
-_CURSOR: Final = struct.Struct("<QQ8sQI")
+_CURSOR: Final = struct.Struct("<QQ8sQQI")
 _SLOT_BYTES: Final = 4096
 _LENGTH_MASK: Final = (1 << 24) - 1
-_SEQ_MAX: Final = (1 << 63) - 1
+SEQ_MAX: Final = (1 << 63) - 1
 _PAGE_BYTES: Final = 4096
+_SAMPLE_TYPE_PACKED: Final = msgpack.packb(SAMPLE_TYPE)
 _STREAM_NUMBERS: Final[dict[Stream, int]] = {"events": 1, "details": 2}
 
 
@@ -64,7 +72,9 @@ _STREAM_NUMBERS: Final[dict[Stream, int]] = {"events": 1, "details": 2}
 class Loss:
     """Records that will not come: seqs `first` to `last` of an epoch, `count` of them, and why.
 
-    `reason` is `damaged` (on the disk), `dropped` (the bound in bytes) or `memory` (the queue was full).
+    `reason` is `damaged` (on the disk), `dropped` (the bound in bytes), `merged` (written anew as part of a coarser
+    summary) or `memory` (the queue was full). Ranges of what was dropped and what was merged may interleave: a
+    range's `count` says how many of it went that way.
     """
 
     epoch: str
@@ -86,12 +96,16 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The last acknowledged record: its segment's number, epoch and seq; all empty before the first."""
+    """The last acknowledged record: its segment's number, epoch and seq; all empty before the first.
+
+    `sent` is the number of the last segment that any record may have been handed out from.
+    """
 
     segment: int = 0
     epoch: str = ""
     seq: int = 0
     generation: int = field(default=0, compare=False)
+    sent: int = 0
 
 
 @dataclass(slots=True)
@@ -105,7 +119,8 @@ class Segment:
     first_seq: int
     last_seq: int
     size: int
-    limit: int = _SEQ_MAX  # seqs from here on are in a later segment
+    limit: int = SEQ_MAX  # seqs from here on are in a later segment
+    sample_bytes: int = 0  # of its entries that are samples, which give way first
 
     @property
     def charged_bytes(self) -> int:
@@ -138,6 +153,12 @@ class Ranges:
 
     def __init__(self) -> None:
         self._ranges: dict[str, list[tuple[int, int]]] = {}
+
+    def copy(self) -> Ranges:
+        """The same ranges, to be changed apart."""
+        ranges = Ranges()
+        ranges._ranges = {epoch: list(parts) for epoch, parts in self._ranges.items()}
+        return ranges
 
     def add(self, epoch: str, first: int, last: int) -> None:
         """Put a range in."""
@@ -183,17 +204,36 @@ def encode_entry(kind: int, epoch: str, seq: int, body: bytes) -> bytes:
     return MARKER + crc32c(rest).to_bytes(4, "little") + rest
 
 
-def encode_body(kind: str, boot_ns: int, payload: Json) -> bytes:
-    """A record's body; raises ValueError, OverflowError or UnicodeError for what msgpack cannot hold."""
-    packed = msgpack.packb([kind, boot_ns, payload])
+def encode_pack(epoch: str, first_seq: int, items: Sequence[tuple[int, bytes]]) -> bytes:
+    """Several entries, each a kind and a body, as one: after any power cut all of them are there or none."""
+    body = msgpack.packb(items)
+    assert isinstance(body, bytes)
+    return encode_entry(PACK, epoch, first_seq + len(items) - 1, body)
+
+
+def encode_body(kind: str, boot_ns: int, payload: Json, boot: str = "") -> bytes:
+    """A record's body; raises ValueError, OverflowError or UnicodeError for what msgpack cannot hold.
+
+    Args:
+        kind: the record's type.
+        boot_ns: its time since
+        boot: the boot, when that is not the segment's.
+        payload: what it says.
+    """
+    packed = msgpack.packb([kind, boot_ns, payload, boot] if boot else [kind, boot_ns, payload])
     assert isinstance(packed, bytes)
     return packed
 
 
 def decode_record(entry: Entry, boot: str) -> Record:
-    """The record of a sound entry."""
-    kind, boot_ns, payload = msgpack.unpackb(entry.body, strict_map_key=False)
-    return Record(kind, entry.epoch, entry.seq, boot, boot_ns, payload)
+    """The record of a sound entry; `boot` is its segment's."""
+    kind, boot_ns, payload, *own = msgpack.unpackb(entry.body, strict_map_key=False)
+    return Record(kind, entry.epoch, entry.seq, own[0] if own else boot, boot_ns, payload)
+
+
+def is_sample(body: bytes) -> bool:
+    """Whether a body is a sample's, without unpacking it."""
+    return body[1:].startswith(_SAMPLE_TYPE_PACKED)
 
 
 def decode_loss(entry: Entry) -> Loss:
@@ -202,19 +242,30 @@ def decode_loss(entry: Entry) -> Loss:
     return Loss(*(payload[key] for key in ("epoch", "from_seq", "to_seq", "reason", "count")))  # type: ignore[arg-type]
 
 
+def _sound_headers(data: bytes) -> list[bytes]:
+    copies = (data[offset : offset + _HEADER.size] for offset in (0, _HEADER.size))
+    return [
+        copy
+        for copy in copies
+        if len(copy) == _HEADER.size
+        and copy.startswith(MAGIC)
+        and crc32c(copy[:-4]) == int.from_bytes(copy[-4:], "little")
+    ]
+
+
+def sound_header_bytes(data: bytes) -> int:
+    """How many bytes of a segment's two header copies are sound: all of them, half, or none."""
+    return sum(map(len, _sound_headers(data)))
+
+
 def parse_header(data: bytes, path: Path, stream: Stream) -> tuple[str, str, int] | None:
     """Epoch, boot and first seq of a segment; None when both copies are damaged.
 
     Raises:
         DeviceError: a later version of the software wrote it, or it belongs to the other stream.
     """
-    for offset in (0, _HEADER.size):
-        copy = data[offset : offset + _HEADER.size]
-        if len(copy) < _HEADER.size or crc32c(copy[:-4]) != int.from_bytes(copy[-4:], "little"):
-            continue
-        magic, schema, number, length, epoch, first_seq, boot, _ = _HEADER.unpack(copy)
-        if magic != MAGIC:
-            continue
+    for copy in _sound_headers(data):
+        _, schema, number, length, epoch, first_seq, boot, _ = _HEADER.unpack(copy)
         if schema != JOURNAL_SCHEMA:
             raise DeviceError(
                 f"{path} has journal schema {schema}, this version reads {JOURNAL_SCHEMA}: "
@@ -226,8 +277,8 @@ def parse_header(data: bytes, path: Path, stream: Stream) -> tuple[str, str, int
     return None
 
 
-def entries(data: bytes, offset: int, segment: int, start: int = 0) -> Iterator[Entry]:
-    """The sound entries of a segment's bytes from an offset on; damage is passed over.
+def stored_entries(data: bytes, offset: int, segment: int, start: int = 0) -> Iterator[Entry]:
+    """The sound entries of a segment's bytes from an offset on, packs as they stand; damage is passed over.
 
     Args:
         data: bytes of the segment from `start` on.
@@ -246,6 +297,18 @@ def entries(data: bytes, offset: int, segment: int, start: int = 0) -> Iterator[
         offset = data.find(MARKER, offset + 1)
         if offset < 0:
             return
+
+
+def entries(data: bytes, offset: int, segment: int, start: int = 0) -> Iterator[Entry]:
+    """As `stored_entries`, with what is in a pack in its place."""
+    for entry in stored_entries(data, offset, segment, start):
+        if entry.kind != PACK:
+            yield entry
+            continue
+        items = msgpack.unpackb(entry.body)
+        before = entry.end - ENTRY_BYTES - len(entry.body)  # who stops inside of a pack begins again with the pack
+        for seq, (kind, body) in enumerate(items, entry.seq - len(items) + 1):
+            yield Entry(kind, entry.epoch, seq, body, segment, entry.end if seq == entry.seq else before)
 
 
 def walk(sources: Iterable[tuple[Segment, bytes, int]], epoch: str, last: int) -> Iterator[Entry | Hole]:
@@ -331,7 +394,9 @@ def write_fully(handle: int, data: bytes) -> None:
 
 def encode_cursor(cursor: Cursor) -> tuple[int, bytes]:
     """Where in the file a cursor goes, which is never where the one before it is, and its bytes there."""
-    fields = _CURSOR.pack(cursor.generation, cursor.segment, bytes.fromhex(cursor.epoch), cursor.seq, 0)[:-4]
+    fields = _CURSOR.pack(cursor.generation, cursor.segment, bytes.fromhex(cursor.epoch), cursor.seq, cursor.sent, 0)[
+        :-4
+    ]
     return cursor.generation % 2 * _SLOT_BYTES, fields + crc32c(fields).to_bytes(4, "little")
 
 
@@ -346,9 +411,9 @@ def load_cursor(path: Path) -> Cursor:
         slot = data[offset : offset + _CURSOR.size]
         if len(slot) < _CURSOR.size or crc32c(slot[:-4]) != int.from_bytes(slot[-4:], "little"):
             continue
-        generation, segment, epoch, seq, _ = _CURSOR.unpack(slot)
+        generation, segment, epoch, seq, sent, _ = _CURSOR.unpack(slot)
         if generation > found.generation:
-            found = Cursor(segment, epoch.hex(), seq, generation)
+            found = Cursor(segment, epoch.hex() if segment else "", seq, generation, sent)
     return found
 
 
@@ -374,7 +439,7 @@ def load_segments(folder: Path, stream: Stream) -> list[Segment]:
         segments.append(Segment(number, path, epoch, boot, first_seq, 0, size))
     firsts: dict[str, int] = {}
     for segment in reversed(segments):
-        segment.limit = firsts.get(segment.epoch, _SEQ_MAX)
+        segment.limit = firsts.get(segment.epoch, SEQ_MAX)
         firsts[segment.epoch] = min(segment.limit, segment.first_seq)
     boots = {segment.epoch: segment.boot for segment in segments if segment.boot}
     for segment in segments:

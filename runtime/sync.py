@@ -7,12 +7,15 @@ Rules
   server does not come back as one; the server's `Retry-After` is obeyed.
 - After a failure half as much is sent, down to `BATCH_BYTES_MIN`, and after a success twice as much: a link that is
   slow, or breaks after so many bytes, still carries something.
+- A server that refuses the format or the compression (415, or 400 by one that knew JSON alone) gets plain JSON at
+  once, and for a day: an old server costs one more request, not its devices.
 - A permanent refusal (the key was revoked) still tries again, at the longest wait: a restored server may know us.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,17 +24,22 @@ from typing import Final
 from .errors import ServerError, WireError
 from .types import Json, Record, Stream
 from .wire import (
+    CONTENT_TYPES,
     DESIRED_UNCHANGED,
     STREAMS,
     SYNC_BYTES_MAX,
     WIRE_VERSION,
     Anchor,
     Desired,
+    Format,
     Refused,
     RunningModel,
     SyncRequest,
+    compress,
     decode_response,
     encode,
+    expand,
+    is_web_page,
     record_to_json,
 )
 
@@ -39,6 +47,8 @@ RETRY_AFTER_S_MAX: Final = 86400.0
 PROBLEM_CHARACTERS_MAX: Final = 300
 BATCH_BYTES_MAX: Final = SYNC_BYTES_MAX // 2  # as the journal counts; JSON is larger
 BATCH_BYTES_MIN: Final = 8 << 10
+PLAIN_S: Final = 86400.0  # how long a server that refused the format is spoken to in plain JSON
+RESPONSE_BYTES_MAX: Final = 4 << 20  # of an answer's plain body
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,14 @@ class Outcome:
     downlink: tuple[Json, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What to post, and the headers that say what it is."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
 @dataclass(slots=True)
 class Sync:
     """One device's side of the round trip.
@@ -72,9 +90,11 @@ class Sync:
         backoff_min_s, backoff_max_s: bounds of the wait after a failure.
         known: what was remembered from the last time.
         rng: for the jitter.
+        format, gzip: how to say it, to a server that understands.
 
     Attributes:
         batch_bytes: how much to send at once, as the journal counts.
+        plain_until_s: until then everything is sent as plain JSON.
     """
 
     interval_s: float
@@ -82,9 +102,13 @@ class Sync:
     backoff_max_s: float
     known: Known = field(default_factory=Known)
     rng: random.Random = field(default_factory=random.Random)
+    format: Format = "msgpack"
+    gzip: bool = True
     failures: int = 0
     next_s: float = 0.0
     batch_bytes: int = BATCH_BYTES_MAX
+    plain_until_s: float = -math.inf
+    _is_plain: bool = False
     _sent: dict[Stream, list[tuple[str, int]]] = field(default_factory=dict)
 
     def request(
@@ -96,13 +120,16 @@ class Sync:
         capabilities: Mapping[str, Json],
         events: Sequence[Record],
         details: Sequence[Record],
-    ) -> bytes:
-        """The body to post. `events` and `details` are durable records, oldest first."""
+        now_s: float,
+    ) -> Post:
+        """What to post. `events` and `details` are durable records, oldest first."""
         self._sent = {
             stream: [(record.epoch, record.seq) for record in records]
             for stream, records in zip(STREAMS, (events, details), strict=True)
         }
-        return encode(
+        self._is_plain = now_s < self.plain_until_s
+        format: Format = "json" if self._is_plain else self.format
+        body = encode(
             SyncRequest(
                 wire=WIRE_VERSION,
                 boot=boot,
@@ -113,17 +140,32 @@ class Sync:
                 capabilities=capabilities,
                 events=[record_to_json(record) for record in events],
                 details=[record_to_json(record) for record in details],
-            )
+            ),
+            format,
         )
+        headers = {"Content-Type": CONTENT_TYPES[format], "Accept": CONTENT_TYPES[format]}
+        if self.gzip:
+            headers["Accept-Encoding"] = "gzip"
+        packed = compress(body) if self.gzip and not self._is_plain else None
+        if packed is not None:
+            headers["Content-Encoding"] = "gzip"
+        return Post(body if packed is None else packed, headers)
 
-    def receive(self, body: bytes, now_s: float) -> Outcome:
+    def receive(self, body: bytes, headers: Mapping[str, str], now_s: float) -> Outcome:
         """Read a 200 answer.
+
+        Args:
+            body: as it came.
+            headers: of the answer; their names in lower case.
+            now_s: monotonic time.
 
         Raises:
             WireError: it is no answer to what was sent; the wait until the next try has been set.
         """
         try:
-            response = decode_response(body)
+            if headers.get("content-encoding", "identity").lower() == "gzip":
+                body = expand(body, RESPONSE_BYTES_MAX)
+            response = decode_response(body, headers.get("content-type", ""))
             acked: dict[Stream, tuple[str, int]] = {}
             for stream in STREAMS:
                 ack = response.acked.get(stream)
@@ -158,8 +200,15 @@ class Sync:
             downlink=response.downlink,
         )
 
+    @property
+    def _is_special(self) -> bool:
+        return self.gzip or self.format != "json"
+
     def failed(self, now_s: float, error: ServerError | None = None) -> float:
         """Note a failure; returns the seconds until the next try."""
+        if error is not None and error.status in (400, 415) and not self._is_plain and self._is_special:
+            self.plain_until_s, self.next_s = now_s + PLAIN_S, now_s
+            return 0.0
         bound = min(self.backoff_max_s, self.backoff_min_s * 2.0 ** min(self.failures, 40))
         self.failures += 1
         self.batch_bytes = max(BATCH_BYTES_MIN, self.batch_bytes // 2)
@@ -173,14 +222,21 @@ class Sync:
 
 
 def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> ServerError:
-    """Turn an answer that is no 200 into an error that says what the server said."""
+    """Turn an answer that is no 200 into an error that says what the server said; header names in lower case."""
     retry_after: float | None = None
-    value = headers.get("Retry-After", "")
+    value = headers.get("retry-after", "")
     if value.isdigit():
         retry_after = float(min(int(value), int(RETRY_AFTER_S_MAX)))
     text = body[:PROBLEM_CHARACTERS_MAX].decode("utf-8", "replace").strip()
-    if text.lower().startswith(("<!doctype", "<html")):
-        return ServerError(f"a web page answered with status {status}, not TinySphere: a proxy or a captive portal?")
+    if is_web_page(body, headers.get("content-type", "")) or status == 511 or 300 <= status < 400:
+        where = headers.get("location", "")[:200]
+        return ServerError(
+            f"something else than TinySphere answered, with status {status}"
+            + (f" and the address {where}" if where else "")
+            + ": a proxy, or a captive portal that wants somebody to log in?",
+            retry_after_s=retry_after,
+            status=status,
+        )
     try:
         problem = json.loads(body)
         text = str(problem.get("detail") or problem.get("title") or text)[:PROBLEM_CHARACTERS_MAX]
@@ -190,4 +246,5 @@ def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Server
         f"the server answered {status}: {text or 'no reason given'}",
         retry_after_s=retry_after,
         permanent=status in (401, 403, 410),
+        status=status,
     )

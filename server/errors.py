@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tinylcm.errors import ModelError, TinyLCMError, WireError
+from tinylcm.wire import ExpansionError, WireVersionError
 
 
 class TinySphereError(Exception):
@@ -62,6 +63,10 @@ class TooLargeError(TinySphereError):
     """The body is larger than this address takes."""
 
 
+class UnsupportedMediaTypeError(TinySphereError):
+    """The body is of a format or a compression that this address does not take."""
+
+
 class BusyError(TinySphereError):
     """The server has too much to do; nothing was changed, try again."""
 
@@ -86,6 +91,7 @@ class Problem:
 PROBLEMS: Final[Mapping[type[Exception], Problem]] = {
     BadRequestError: Problem(400, "bad-request", "The request cannot be read"),
     WireError: Problem(400, "wire", "The message does not keep the protocol"),
+    WireVersionError: Problem(400, "wire-version", "This version of the protocol is not spoken here"),
     UnauthorizedError: Problem(401, "unauthorized", "A valid key is needed"),
     ForbiddenError: Problem(403, "forbidden", "Not allowed"),
     NotFoundError: Problem(404, "not-found", "There is no such thing"),
@@ -93,6 +99,8 @@ PROBLEMS: Final[Mapping[type[Exception], Problem]] = {
     ConflictError: Problem(409, "conflict", "It contradicts what is stored"),
     PreconditionFailedError: Problem(412, "precondition-failed", "Somebody else changed it first"),
     TooLargeError: Problem(413, "too-large", "The body is too large"),
+    ExpansionError: Problem(413, "too-large", "The body is too large"),
+    UnsupportedMediaTypeError: Problem(415, "unsupported-media-type", "The body's format is not taken here"),
     InvalidError: Problem(422, "invalid", "A field is wrong"),
     ModelError: Problem(422, "package", "The package is refused"),
     PreconditionRequiredError: Problem(428, "precondition-required", "An If-Match header is needed"),

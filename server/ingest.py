@@ -205,6 +205,13 @@ def _gap(
     count: int,
     now_s: float,
 ) -> None:
+    if reason is not None:
+        # A device joins what it has declared: a wider range stands for those in it, and says why of a jump.
+        connection.execute(
+            "DELETE FROM gap WHERE device = ? AND stream = ? AND epoch = ? AND from_seq >= ? AND to_seq <= ?"
+            " AND (reason IS NULL OR reason = ?)",
+            (device, stream, epoch, from_seq, to_seq, reason),
+        )
     connection.execute(
         "INSERT INTO gap (device, stream, epoch, from_seq, to_seq, reason, count, received_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, stream, epoch, from_seq, to_seq)"

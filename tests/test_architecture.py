@@ -28,8 +28,13 @@ RUNTIME = {
     "status": set(),
     "monitors": {"drift", "stats", "calibration"},
     "segments": set(),
-    "log": {"segments"},
-    "journal": {"log", "segments"},
+    "summaries": set(),
+    "wear": set(),
+    "compaction": {"segments", "summaries"},
+    "log": {"compaction", "segments"},
+    "journal_queue": {"log", "segments"},
+    "journal": {"journal_queue", "log", "segments", "wear"},
+    "journal_tools": {"journal_queue", "segments", "wear"},
     "slots": set(),
     "trial": set(),
     "store": {"slots"},
@@ -54,7 +59,7 @@ RUNTIME = {
         "system",
     },
 }  # fmt: skip
-PURE = {"slots", "trial", "sync"}
+PURE = {"slots", "summaries", "sync", "trial", "wear"}
 FORBIDDEN_IN_PURE = {"socket", "pathlib", "os", "time", "urllib3", "datetime", "subprocess", "threading", "sqlite3"}
 SERVER_MAY = {
     "wire",
@@ -116,7 +121,7 @@ def test_the_runtime_imports_downwards_only() -> None:
 
 
 def test_every_room_of_the_runtime_has_a_place_in_the_table() -> None:
-    placed = BOTTOM | set(RUNTIME) | {"__init__", "_ext", "cli"}
+    placed = BOTTOM | set(RUNTIME) | {"__init__", "_ext", "cli", "console", "journal_cli"}
     assert {room for _, _, room in files_of("runtime", "tinylcm")} - placed == set()
 
 

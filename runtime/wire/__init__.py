@@ -1,9 +1,24 @@
 """What device and server say to each other: records and the one round trip that carries them.
 
+`messages` holds the values and the checks of every field, `codec` their three encodings (JSON, msgpack, Protobuf),
+`compression` gzip with a bound. `telemetry.proto` is the schema of all three.
+
 `WIRE_VERSION` counts changes of this format and nothing else; a server serves every version that it ever had.
 Unknown fields are ignored, unknown record types are kept.
 """
 
+from .codec import (
+    CONTENT_TYPES,
+    Format,
+    check_format,
+    decode_request,
+    decode_response,
+    encode,
+    format_of,
+    formats,
+    is_web_page,
+)
+from .compression import ExpansionError, compress, expand
 from .messages import (
     DESIRED_UNCHANGED,
     RECORD_BYTES_MAX,
@@ -18,10 +33,8 @@ from .messages import (
     RunningModel,
     SyncRequest,
     SyncResponse,
+    WireVersionError,
     canonical_json,
-    decode_request,
-    decode_response,
-    encode,
     finite,
     record_from_json,
     record_id,
@@ -29,6 +42,7 @@ from .messages import (
 )
 
 __all__ = [
+    "CONTENT_TYPES",
     "DESIRED_UNCHANGED",
     "RECORD_BYTES_MAX",
     "STREAMS",
@@ -38,15 +52,24 @@ __all__ = [
     "Anchor",
     "Desired",
     "DesiredModel",
+    "ExpansionError",
+    "Format",
     "Refused",
     "RunningModel",
     "SyncRequest",
     "SyncResponse",
+    "WireVersionError",
     "canonical_json",
+    "check_format",
+    "compress",
     "decode_request",
     "decode_response",
     "encode",
+    "expand",
     "finite",
+    "format_of",
+    "formats",
+    "is_web_page",
     "record_from_json",
     "record_id",
     "record_to_json",

@@ -1,7 +1,8 @@
-"""The sync round trip as typed values, and their JSON.
+"""The sync round trip as typed values, and the documents that stand for them: what JSON can say, in any encoding.
 
-Decoding checks every field: what comes out is what the types say, or a `WireError` names the place. Records of a
-request stay undecoded (`list[object]`), because one bad record is refused alone: see `record_from_json`.
+Reading a document checks every field: what comes out is what the types say, or a `WireError` names the place. Records
+of a request stay unread (`list[object]`), because one bad record is refused alone: see `record_from_json`. Which
+bytes a document becomes, `codec` knows.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Final, Literal
 
 from ..checks import INTEGER_MAX, Fields
@@ -27,6 +28,11 @@ _STREAM_BY_NAME: Final[Mapping[str, Stream]] = {name: name for name in STREAMS}
 _EPOCH = re.compile(r"[0-9a-f]{16}")
 _TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _DEPTH_MAX: Final = 12
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")  # an integer of more than 64 bits has at least as many digits
+
+
+class WireVersionError(WireError):
+    """A message of a version that is not spoken here; the message says which are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,10 @@ class RunningModel:
 
 @dataclass(frozen=True, slots=True)
 class SyncRequest:
-    """The device's half of the round trip. Who it is, its key says: no field here does."""
+    """The device's half of the round trip. Who it is, its key says: no field here does.
+
+    `downlink_cursor` is the id of the last downlink item that the device has stored.
+    """
 
     wire: int
     boot: str
@@ -60,6 +69,7 @@ class SyncRequest:
     capabilities: Mapping[str, Json] = field(default_factory=dict)
     events: Sequence[object] = ()
     details: Sequence[object] = ()
+    downlink_cursor: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +161,15 @@ def canonical_json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
 
 
-def encode(message: SyncRequest | SyncResponse) -> bytes:
-    """A message as JSON."""
-    document = {item.name: getattr(message, item.name) for item in fields(message)}  # asdict would copy every record
-    return json.dumps(document, default=asdict, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
+def document_of(message: SyncRequest | SyncResponse) -> dict[str, object]:
+    """The document that stands for a message; records and other free values are taken as they are, not copied."""
+    return {item.name: _plain(getattr(message, item.name)) for item in fields(message)}
+
+
+def _plain(value: object) -> object:
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def record_to_json(record: Record) -> dict[str, Json]:
@@ -170,12 +185,13 @@ def record_to_json(record: Record) -> dict[str, Json]:
 
 
 def _checked(fields: Fields, key: str, value: object, bytes_max: int) -> None:
-    # JSON's grammar can name what JSON cannot carry on: 1e999 is infinite, an escape can be half a surrogate pair.
+    # Each encoding can name what JSON cannot carry on: 1e999 is infinite, an escape can be half a surrogate pair,
+    # msgpack has bytes and times.
     try:
         data = json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-        if data.count(b"[") + data.count(b"{") > _DEPTH_MAX:
-            finite(value)  # for the depth
-    except (ValueError, RecursionError) as error:
+        if data.count(b"[") + data.count(b"{") > _DEPTH_MAX or _LONG_NUMBER.search(data):
+            finite(value)  # for the depth, and integers of more than 64 bits
+    except (TypeError, ValueError, RecursionError) as error:
         raise fields.fail(key, "holds a number or a text that cannot be stored, or is nested too deep") from error
     except WireError as error:
         raise fields.fail(key, str(error)) from error
@@ -231,30 +247,17 @@ def record_id(value: object) -> tuple[str, int] | None:
     return None
 
 
-def _refuse_constant(name: str) -> object:
-    raise WireError(f"the message holds {name}, which JSON does not have")
-
-
-def _load(body: bytes, what: str) -> Fields:
-    try:
-        value = json.loads(body, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        if body[:60].lstrip().lower().startswith((b"<!doctype", b"<html")):
-            raise WireError(f"{what} is a web page, not JSON: a proxy or a captive portal answered") from error
-        raise WireError(f"{what} is not JSON: {error}") from error
-    return Fields(value, what, WireError)
-
-
-def decode_request(body: bytes) -> SyncRequest:
+def request_from(document: object) -> SyncRequest:
     """Read a device's request; its records stay unchecked.
 
     Raises:
+        WireVersionError: it is of a version that is not spoken here.
         WireError: the request as a whole cannot be served.
     """
-    fields = _load(body, "request")
+    fields = Fields(document, "request", WireError)
     wire = fields.natural("wire")
     if not 1 <= wire <= WIRE_VERSION:
-        raise fields.fail("wire", f"this side speaks versions 1 to {WIRE_VERSION}, got {wire}")
+        raise WireVersionError(f"request.wire: this side speaks versions 1 to {WIRE_VERSION}, got {wire}")
     anchor = fields.table("anchor")
     events, details = (fields.items(stream, [], length_max=SYNC_RECORDS_MAX) for stream in STREAMS)
     if len(events) + len(details) > SYNC_RECORDS_MAX:
@@ -272,6 +275,7 @@ def decode_request(body: bytes) -> SyncRequest:
         capabilities=_table(fields, "capabilities"),
         events=events,
         details=details,
+        downlink_cursor=fields.natural("downlink_cursor", 0),
     )
 
 
@@ -308,13 +312,13 @@ def _desired(fields: Fields) -> Desired | Literal["unchanged"]:
     )
 
 
-def decode_response(body: bytes) -> SyncResponse:
+def response_from(document: object) -> SyncResponse:
     """Read a server's answer.
 
     Raises:
         WireError: it is no answer of a TinySphere; nothing may be deleted on its word.
     """
-    fields = _load(body, "response")
+    fields = Fields(document, "response", WireError)
     acked = fields.table("acked")
     refused = []
     for item in fields.tables("refused", [], length_max=SYNC_RECORDS_MAX):

@@ -10,8 +10,10 @@ from tinylcm import wire
 
 from .. import deployments, fleet, ingest, registry
 from ..db import Page
-from ..errors import BadRequestError, NotFoundError
+from ..errors import NotFoundError, UnsupportedMediaTypeError
 from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
+
+SYNC_MEDIA: Final = ", ".join(wire.CONTENT_TYPES.values())
 
 
 class SyncAnswer(msgspec.Struct, frozen=True):
@@ -34,17 +36,44 @@ async def enrol(call: Call) -> Answer:
 
 async def sync(call: Call) -> Answer:
     """Settle a device's records and say what it should run."""
-    if call.request.headers.get("content-type", "").split(";")[0].strip() != "application/json":
-        raise BadRequestError("a sync is sent as application/json")
-    body = await call.raw_body(call.server.config.sync_bytes_max)
+    headers = call.request.headers
+    content_type = headers.get("content-type", "")
+    format = wire.format_of(content_type)
+    if format is None:
+        raise UnsupportedMediaTypeError(
+            f"a sync is sent as one of {', '.join(wire.CONTENT_TYPES[each] for each in wire.formats())}, "
+            f"got {content_type[:100]!r}"
+        )
+    encoding = headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("gzip", "identity"):
+        raise UnsupportedMediaTypeError(f"Content-Encoding is {encoding[:40]!r}, expected gzip or none")
+    bytes_max = call.server.config.sync_bytes_max
+    body = await call.raw_body(bytes_max)
+    is_gzip_taken = _takes_gzip(headers.get("accept-encoding", ""))
 
-    def job() -> bytes:
-        request = wire.decode_request(body)
+    def job() -> Response:
+        plain = wire.expand(body, bytes_max) if encoding == "gzip" else body
+        request = wire.decode_request(plain, content_type)
         assert call.principal is not None
         answer = ingest.sync(call.server.db, call.principal.id, request, call.now_s, call.server.config.next_sync_s)
-        return wire.encode(answer)
+        data = wire.encode(answer, format)
+        packed = wire.compress(data) if is_gzip_taken else None
+        response = Response(data if packed is None else packed, media_type=wire.CONTENT_TYPES[format])
+        response.headers["Vary"] = "Accept-Encoding"
+        if packed is not None:
+            response.headers["Content-Encoding"] = "gzip"
+        return response
 
-    return Answer(response=Response(await call.run(job), media_type="application/json"))
+    return Answer(response=await call.run(job))
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Whether an Accept-Encoding names gzip, and not with the weight 0 (RFC 9110, 12.5.3)."""
+    for item in accepted.lower().split(","):
+        name, _, weight = item.partition(";")
+        if name.strip() == "gzip":
+            return weight.replace(" ", "").rstrip("0.") != "q="
+    return False
 
 
 async def get_package(call: Call) -> Answer:
@@ -100,7 +129,9 @@ ROUTES: Final = (
     ),
     Route(
         "POST", f"{API}/sync", sync, "Deliver records, learn what to run", "device",
-        answer=SyncAnswer, raw="application/json", statuses={200: "settled and durable"},
+        answer=SyncAnswer, raw=SYNC_MEDIA, media=SYNC_MEDIA, problems=(415,),
+        headers=("Content-Encoding", "Accept-Encoding"),
+        statuses={200: "settled and durable; in the format of the request"},
     ),
     Route(
         "GET", f"{API}/packages/{{sha256}}", get_package, "Fetch a package, with Range", "any",

@@ -180,8 +180,9 @@ class Route:
     Attributes:
         scope: `public`, `device`, `any` (device or user) or a scope of users.
         body: type of the JSON body; None for no or a raw body.
-        raw: media type of a raw body, which the handler reads itself.
-        answer: type of the JSON answer; None for another media type, named by `media`.
+        raw: media types of a raw body, which the handler reads itself, with commas.
+        answer: type of the answer; None for bytes.
+        media: media types of the answer, with commas.
         statuses: every good status with what it means.
         problems: statuses of errors beside those that any route may give.
     """
@@ -296,8 +297,8 @@ def _operation(route: Route, schemas: Mapping[Any, dict[str, Any]]) -> dict[str,
         problems |= {413, 422, 507}
     responses: dict[str, Any] = {}
     for status, about in route.statuses.items():
-        content = schemas[route.answer] if route.answer is not None else {"type": "string"}
-        responses[str(status)] = {"description": about, "content": {route.media: {"schema": content}}}
+        content = {"schema": schemas[route.answer] if route.answer is not None else {"type": "string"}}
+        responses[str(status)] = {"description": about, "content": dict.fromkeys(route.media.split(", "), content)}
     for status in sorted(problems):
         problem = {"schema": schemas[ProblemDocument]}
         responses[str(status)] = {"description": titles[status], "content": {"application/problem+json": problem}}
@@ -320,8 +321,8 @@ def _operation(route: Route, schemas: Mapping[Any, dict[str, Any]]) -> dict[str,
     if route.body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schemas[route.body]}}}
     elif route.raw:
-        schema: dict[str, Any] = {"type": "object"} if route.raw == "application/json" else {}
-        operation["requestBody"] = {"required": True, "content": {route.raw: {"schema": schema}}}
+        schema = {"schema": {"type": "object"} if route.answer is not None and route.raw == route.media else {}}
+        operation["requestBody"] = {"required": True, "content": dict.fromkeys(route.raw.split(", "), schema)}
     return operation
 
 

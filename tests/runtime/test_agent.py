@@ -18,7 +18,7 @@ from tinylcm.identity import Identity, save_identity
 from tinylcm.package import parse_package
 from tinylcm.slots import BOOTS_MAX, State
 from tinylcm.store import SlotStore
-from tinylcm.wire import Desired, DesiredModel, SyncResponse, decode_request, encode
+from tinylcm.wire import Desired, DesiredModel, SyncResponse, encode
 
 GOOD, BETTER = make_package(version="1.0.0"), make_package(version="2.0.0", bias=1.0)
 
@@ -61,7 +61,7 @@ class Peer:
             return Reply(body=body)
         if self.sync is not None:
             return self.sync
-        message = decode_request(request.body)
+        message = request.message()
         self.records += [*message.events, *message.details]  # type: ignore[list-item]
         acked = {
             stream: (items[-1]["epoch"], items[-1]["seq"]) if items else None  # type: ignore[index]

@@ -102,7 +102,7 @@ def test_a_request_that_cannot_be_served_is_a_wire_error(body: bytes, message: s
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"  <!DOCTYPE html><html>log in", "is a web page, not JSON: a proxy or a captive portal"),
+        (b"  <!DOCTYPE html><html>log in", "is a web page, not a message: a proxy or a captive portal"),
         (b"<HTML>", "captive portal"),
         (response(acked={"events": ["xyz", 1]}), r"acked\.events: expected \[epoch, seq\] or null"),
         (response(acked={"events": ["0123456789abcdef", True]}), "expected"),

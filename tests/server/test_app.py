@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit import EPOCH, Web, alarm, make_web, record, summary
+from kit import EPOCH, Web, alarm, make_web, record, request, summary
 from models import make_package, make_signer
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from tinylcm import wire
 from tinylcm.keys import pin_root
 from tinysphere.app import ROUTES
 from tinysphere.routes.table import Route
@@ -155,7 +157,10 @@ def test_mistakes_are_problem_documents_that_say_what_to_do(
 @pytest.mark.parametrize(
     ("body", "kind", "status"),
     [
-        (b"{}", "text/plain", 400),
+        (b"{}", "text/plain", 415),
+        (b"{}", "", 415),
+        (b"{}", "application/msgpack", 400),
+        (b"{}", "application/x-protobuf", 400),
         (b"<html>", "application/json", 400),
         (b'{"wire": 99, "boot": "b", "anchor": {"boot_ns": 1, "wall_s": 1}}', "application/json", 400),
         (b"\x1f\x8b\x08garbage", "application/json", 400),
@@ -166,6 +171,53 @@ def test_a_sync_that_is_none_is_refused_whole(web: Web, body: bytes, kind: str, 
     _, device = web.enrol()
     answer = web.client.post("/api/v1/sync", content=body, headers={**device, "Content-Type": kind})
     assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("format", wire.CONTENT_TYPES)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_sync_is_answered_in_its_own_format(web: Web, format: wire.Format, compressed: bool) -> None:
+    _, key = web.enrol()
+    events = [record(seq) for seq in range(1, 100)]
+    body = wire.encode(request(events=events), format)
+    headers = {**key, "Content-Type": wire.CONTENT_TYPES[format]}
+    if compressed:
+        packed = wire.compress(body)
+        assert packed is not None
+        body, headers["Content-Encoding"] = packed, "gzip"
+    answer = web.client.post("/api/v1/sync", content=body, headers=headers)
+    assert answer.status_code == 200 and answer.headers["content-type"] == wire.CONTENT_TYPES[format]
+    assert wire.decode_response(answer.content, answer.headers["content-type"]).acked["events"] == (EPOCH, 99)
+    assert "content-encoding" not in answer.headers  # so short an answer is not worth it
+
+
+@pytest.mark.parametrize(
+    ("accepted", "said"), [("gzip", "gzip"), ("br, gzip;q=0.5", "gzip"), ("gzip;q=0", None), ("identity", None)]
+)
+def test_a_long_answer_is_compressed_for_who_takes_it(web: Web, accepted: str, said: str | None) -> None:
+    _, key = web.enrol()
+    bad = [record(seq, "alarm", {"model": 3}) for seq in range(1, 100)]
+    headers = {**key, "Content-Type": "application/json", "Accept-Encoding": accepted}
+    answer = web.client.post("/api/v1/sync", content=web.sync_body(events=bad), headers=headers)
+    assert answer.headers.get("content-encoding") == said and answer.headers["vary"] == "Accept-Encoding"
+    assert len(answer.json()["refused"]) == 99
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status"),
+    [
+        (gzip.compress(b" " * (64 << 20)), "gzip", 413),
+        (gzip.compress(b"{}")[:-1], "gzip", 400),
+        (b"{}", "gzip", 400),
+        (b"{}", "br", 415),
+        (b"{}", "gzip, gzip", 415),
+    ],
+)
+def test_a_hostile_compression_is_refused_with_its_reason(web: Web, body: bytes, encoding: str, status: int) -> None:
+    _, key = web.enrol()
+    headers = {**key, "Content-Type": "application/json", "Content-Encoding": encoding}
+    answer = web.client.post("/api/v1/sync", content=body, headers=headers)
+    assert answer.status_code == status and answer.json()["detail"]
 
 
 def test_uploads_that_contradict_or_are_foreign(web: Web, admin: dict[str, str]) -> None:

@@ -53,6 +53,18 @@ def test_a_bad_record_is_settled_with_its_reason_and_the_others_are_kept(kit: Ki
     assert stored(kit, "SELECT seq FROM record ORDER BY seq") == [(1,), (4,)]
 
 
+def test_a_wider_range_stands_for_those_in_it_and_other_reasons_stay(kit: Kit, device: str) -> None:
+    def gap(seq: int, first: int, last: int, reason: str, count: int) -> dict:
+        payload = {"epoch": EPOCH, "from_seq": first, "to_seq": last, "reason": reason, "count": count}
+        return record(seq, "gap", payload)
+
+    kit.sync(device, details=[record(30, "note", {})])
+    kit.sync(device, details=[gap(31, 3, 9, "dropped", 7), gap(32, 4, 8, "merged", 5), gap(33, 40, 41, "dropped", 2)])
+    kit.sync(device, details=[gap(34, 1, 29, "dropped", 24)])
+    found = stored(kit, "SELECT from_seq, to_seq, reason, count FROM gap WHERE from_seq < 34 ORDER BY from_seq")
+    assert found == [(1, 29, "dropped", 24), (4, 8, "merged", 5)]
+
+
 def test_a_jump_is_a_gap_until_the_device_declares_it(kit: Kit, device: str) -> None:
     kit.sync(device, details=[record(1, "note", {}), record(5, "note", {})])
     assert fleet.get_device(kit.db, device, NOW).gaps == 3

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from clocks import ManualClock
 from models import make_package, make_signer
@@ -70,7 +71,9 @@ def request(**changes: object) -> SyncRequest:
     return SyncRequest(**fields)  # type: ignore[arg-type]
 
 
-def record(seq: int, type: str = "label", payload: Mapping[str, object] | None = None, **changes: object) -> dict:
+def record(
+    seq: int, type: str = "label", payload: Mapping[str, object] | None = None, **changes: object
+) -> dict[str, Any]:
     """A record in its envelope."""
     body = {"prediction": f"p-{seq}", "label": "walking"} if payload is None else dict(payload)
     return {
@@ -109,6 +112,22 @@ def summary(latency: list[float], confidence: list[float], **changes: object) ->
         "latency_us": signal(latency), "confidence": signal(confidence), "labels": {"a": len(latency)},
         "errors": 0, "dropped_samples": 1, "rss_bytes": 1000, "cpu_percent": 1.5, **changes,
     }  # fmt: skip
+
+
+MINUTE_NS = 60_000_000_000
+
+
+def minute(number: int, values: list[float], **changes: object) -> dict[str, object]:
+    """The payload of a summary of one minute since boot, which may have seen no window."""
+    times = {"start_ns": number * MINUTE_NS, "end_ns": (number + 1) * MINUTE_NS, **changes}
+    if values:
+        return summary(values, [value / 1000 for value in values], **times)
+    nothing = {"count": 0, "mean": None, "m2": 0.0, "min": None, "max": None}
+    signals = {
+        key: {**nothing, "sketch": {"accuracy": 0.01, "zeros": 0, "buckets": []}}
+        for key in ("latency_us", "confidence")
+    }
+    return {**summary([1.0], [1.0], **times), "windows": 0, "labels": {"a": 0}, **signals}
 
 
 def make_kit(folder: Path, **limits: object) -> Kit:

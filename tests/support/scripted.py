@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tinylcm.wire import SyncRequest, decode_request, expand
+
 
 @dataclass
 class Request:
@@ -15,6 +17,11 @@ class Request:
     path: str
     headers: dict[str, str]
     body: bytes
+
+    def message(self) -> SyncRequest:
+        """The sync that it carries."""
+        body = expand(self.body, 1 << 22) if self.headers.get("Content-Encoding") == "gzip" else self.body
+        return decode_request(body, self.headers["Content-Type"])
 
 
 @dataclass
@@ -39,7 +46,7 @@ def scripted_server(answer: Callable[[Request], Reply]) -> Iterator[tuple[str, l
             seen.append(request)
             reply = answer(request)
             self.send_response(reply.status)
-            for name, value in reply.headers.items():
+            for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
