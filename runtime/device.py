@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ from .checks import Fields
 from .clock import Clock, SystemClock
 from .config import DeviceConfig, ModelConfig, load_config
 from .errors import ConfigError, ModelError, TinyLCMError, WireError
-from .files import make_folder, read_bounded, write_atomic
+from .files import list_files, make_folder, read_bounded, write_atomic
 from .http import HttpClient, check_url, fetch_ca
 from .identity import Identity, Join, load_identity, new_identity, save_identity
 from .journal import Journal, JournalLimits
@@ -115,10 +116,12 @@ class Model:
 
 def journal_bytes(data: Path) -> dict[str, int]:
     """Bytes of the journal on disk, by stream."""
-    return {
-        stream: sum(path.stat().st_size for path in (data / "journal" / stream).glob("*.seg"))
-        for stream in ("events", "details")
-    }
+    sizes = {"events": 0, "details": 0}
+    for stream in sizes:
+        for path in list_files(data / "journal" / stream, "*.seg"):
+            with suppress(FileNotFoundError):  # a running device gives segments back meanwhile
+                sizes[stream] += path.stat().st_size
+    return sizes
 
 
 class Device:

@@ -98,6 +98,18 @@ def read_bounded(path: Path, bytes_max: int) -> bytes:
     return data
 
 
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """The paths in a folder that match, sorted; none when there is no such folder.
+
+    Raises:
+        DeviceError: the folder cannot be listed.
+    """
+    try:
+        return sorted(folder.glob(pattern))
+    except OSError as error:
+        raise device_error(error, "listing") from error
+
+
 def read_verified(path: Path, sha256: str, bytes_max: int) -> bytes:
     """Read a file and make sure that it is the one that was meant.
 

@@ -29,7 +29,7 @@ from nacl.signing import SigningKey
 
 from .checks import Fields
 from .errors import ConfigError, DeviceError, ModelError
-from .files import make_folder, read_bounded, write_atomic
+from .files import list_files, make_folder, read_bounded, write_atomic
 from .statements import FINGERPRINT as _FINGERPRINT
 from .statements import KEYSET_DOMAIN as KEYSET_DOMAIN
 from .statements import KeySet as KeySet
@@ -77,9 +77,10 @@ class Trust:
         """
         if not folder.is_dir():
             return cls(frozenset())
-        roots = {fingerprint(load_public(path)) for path in sorted(folder.glob("*.pub"))}
+        roots = {fingerprint(load_public(path)) for path in list_files(folder, "*.pub")}
         roots |= {
-            read_bounded(path, _KEY_FILE_BYTES_MAX).decode("ascii", "replace").strip() for path in folder.glob("*.pin")
+            read_bounded(path, _KEY_FILE_BYTES_MAX).decode("ascii", "replace").strip()
+            for path in list_files(folder, "*.pin")
         }
         trust = cls(frozenset(roots))
         rotations = list(_stored(folder, "rotation"))
@@ -203,7 +204,7 @@ class Trust:
 
 
 def _stored(folder: Path, suffix: str) -> Iterable[Statement]:
-    for path in sorted(folder.glob(f"*.{suffix}")):
+    for path in list_files(folder, f"*.{suffix}"):
         try:
             statement = parse_statement(read_bounded(path, STATEMENT_FILE_BYTES_MAX))
         except (ModelError, DeviceError) as error:
@@ -377,7 +378,7 @@ def load_statements(folder: Path) -> tuple[Statement, ...]:
         ConfigError: there are more than packages can carry.
         ModelError: one is damaged.
     """
-    paths = [*sorted(folder.glob("rotation-*.json")), *folder.glob("revocation.json")]
+    paths = [*list_files(folder, "rotation-*.json"), *list_files(folder, "revocation.json")]
     if len(paths) > STATEMENTS_MAX:
         raise ConfigError(
             f"{folder} holds {len(paths)} statements, at most {STATEMENTS_MAX}: remove old rotation files"

@@ -24,7 +24,7 @@ from typing import Final
 
 from .checks import Fields
 from .errors import DeviceError, ModelError
-from .files import device_error, make_folder, read_bounded, read_verified, write_atomic
+from .files import device_error, list_files, make_folder, read_bounded, read_verified, write_atomic
 from .keys import BUILT_S, Trust, learn_statements
 from .manifest import NAME, PACKAGE_BYTES_MAX
 from .package import Package, load_head, parse_package
@@ -88,7 +88,7 @@ class SlotStore:
 
     def models(self) -> list[str]:
         """Names of the models that have a slot."""
-        return sorted(path.stem for path in self._slots.glob("*.json") if NAME.fullmatch(path.stem))
+        return [path.stem for path in list_files(self._slots, "*.json") if NAME.fullmatch(path.stem)]
 
     def read(self, model: str) -> Slot:
         """A model's slot, with the floor that the statements say; an empty one when there is none.
@@ -218,21 +218,21 @@ class SlotStore:
     def _collect(self) -> None:
         """Delete packages that no slot holds, old unfinished downloads, and what a cut left of atomic writes."""
         kept = set()
-        for model in self.models():
-            try:
+        try:
+            for model in self.models():
                 slot = self.read(model)
-            except (ModelError, DeviceError):
-                return  # what a damaged slot holds is not known: keep everything
-            kept |= {held.sha256 for held in (slot.active, slot.previous, slot.candidate) if held is not None}
-        for path in self._packages.glob("*.tlm"):
-            if path.stem not in kept:
-                _delete(path)
-        parts = [path for path in self._packages.glob("*.part") if path.stem not in self._under_way]
-        for path in sorted(parts, key=_modified, reverse=True)[PARTS_MAX:]:
+                kept |= {held.sha256 for held in (slot.active, slot.previous, slot.candidate) if held is not None}
+            packages, parts = (list_files(self._packages, pattern) for pattern in ("*.tlm", "*.part"))
+            left = [path for folder in (self._packages, self._slots) for path in list_files(folder, ".*")]
+        except (ModelError, DeviceError):
+            return  # what a damaged slot holds is not known: keep everything
+        parts = [path for path in parts if path.stem not in self._under_way]
+        for path in (
+            *(path for path in packages if path.stem not in kept),
+            *sorted(parts, key=_modified, reverse=True)[PARTS_MAX:],
+            *left,
+        ):
             _delete(path)
-        for folder in (self._packages, self._slots):
-            for path in folder.glob(".*"):
-                _delete(path)
 
 
 def _modified(path: Path) -> int:

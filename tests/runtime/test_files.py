@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import resource
@@ -16,6 +17,7 @@ from tinylcm.errors import DeviceError, ModelError
 from tinylcm.files import (
     device_error,
     fsync_folder,
+    list_files,
     make_folder,
     read_bounded,
     read_verified,
@@ -173,3 +175,19 @@ def test_a_write_has_its_mode_and_is_synced_before_and_after_the_rename(
     fsync_folder(tmp_path)
     assert steps == ["fsync", "replace", "fsync", "fsync"]
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_files_are_listed_in_order_and_a_failing_folder_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.x", "a.x", "c.y"):
+        (tmp_path / name).touch()
+    assert [path.name for path in list_files(tmp_path, "*.x")] == ["a.x", "b.x"]
+    assert list_files(tmp_path / "missing", "*") == []
+
+    def broken(folder: object) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(folder))
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(DeviceError, match=r"listing.*input/output error"):
+        list_files(tmp_path, "*.x")

@@ -110,7 +110,12 @@ def test_what_is_no_summary_is_not_merged(change: dict[str, Any]) -> None:
     )
 )
 def test_any_payload_is_judged_without_an_error(change: dict[str, Any]) -> None:
-    is_mergeable({**make(0, [1.0]), **change})
+    payload = {**make(0, [1.0]), **change}
+    if is_mergeable(payload):
+        merged = merge(payload, make(5, [1.0]))
+        assert merged is None or is_mergeable(merged)
+    else:
+        assert change
 
 
 def test_what_lies_between_is_not_claimed() -> None:
