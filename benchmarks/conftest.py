@@ -37,6 +37,23 @@ TABLES = {
     "growth": ("Growth", "Python's memory blocks"),
     "knn": ("Nearest neighbours", "one query"),
     "preprocess": ("Before the model", "one window"),
+    "journal": (
+        "Journal",
+        "records of about 200 bytes in groups of 100, beside SQLite (WAL, synchronous=FULL) on the same disk. Bytes on "
+        "the disk for a payload byte, and what the kernel sent to the disk in a record's whole life: stored, read, "
+        "acknowledged, deleted",
+    ),
+    "wear": (
+        "Flash wear",
+        "a commit a second, extrapolated from five minutes: what the kernel counts, which knows nothing of the file "
+        "system's own journal, and what `tinylcm journal stat` estimates, with 4 KiB for each fsync",
+    ),
+    "wire": ("On the wire", "a batch of 500 records as a device makes them: bytes a record, and microseconds a record"),
+    "sync": (
+        "Sync",
+        "100,000 queued records over loopback HTTPS to a real server that shares the machine's cores; the growth is "
+        "the device's",
+    ),
     "memory": ("Memory", "bytes an instance adds to the process after 1,000 values, and of its state"),
 }
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"

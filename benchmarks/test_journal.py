@@ -19,6 +19,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 from tinylcm.clock import SystemClock
 from tinylcm.journal import Journal, JournalLimits
+from tinylcm.wear import SYNC_BYTES
 
 RECORDS = 5000
 GROUP = 100
@@ -79,6 +80,36 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
+DAY_S = 86400
+COMMITS = 300  # of a day's
+
+
+def bytes_a_day(folder: Path, records_per_s: int) -> tuple[int, int]:
+    """Bytes of a day with one commit a second: as the kernel counts them, and as the journal estimates them."""
+    with Journal.open(folder, LIMITS, SystemClock()) as journal:
+        before, stats = disk_bytes(), journal.stats().details
+        for _ in range(COMMITS):
+            for _ in range(records_per_s):
+                journal.append("details", "summary", PAYLOAD)
+            journal.flush()
+        counted, now = disk_bytes() - before, journal.stats().details
+    estimated = now.written_bytes - stats.written_bytes + SYNC_BYTES * (now.syncs - stats.syncs)
+    return counted * DAY_S // COMMITS, estimated * DAY_S // COMMITS
+
+
+@pytest.mark.parametrize("records_per_s", [1, 10])
+def test_bytes_a_day(benchmark: BenchmarkFixture, tmp_path: Path, records_per_s: int) -> None:
+    counted, estimated = benchmark.pedantic(bytes_a_day, args=(tmp_path, records_per_s), rounds=1)  # type: ignore[no-untyped-call]
+    benchmark.extra_info.update(
+        table="wear",
+        peer="payload alone",
+        records_per_s=records_per_s,
+        payload_mb_a_day=round(records_per_s * DAY_S * len(msgpack.packb(PAYLOAD)) / 1e6, 1),
+        kernel_mb_a_day=round(counted / 1e6, 1),
+        estimated_mb_a_day=round(estimated / 1e6, 1),
+    )
+
+
 @pytest.mark.benchmark(group="journal")
 def test_grouped_append(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     own_s: list[float] = []
@@ -101,6 +132,7 @@ def test_grouped_append(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
     whole_s = time.perf_counter() - start_s
     payload_bytes = RECORDS * len(msgpack.packb(PAYLOAD))
     benchmark.extra_info.update(
+        table="journal",
         journal_records_per_s=round(RECORDS / median(own_s)),
         journal_one_group_records_per_s=round(RECORDS / whole_s),
         sqlite_records_per_s=round(RECORDS / median(peer_s)),

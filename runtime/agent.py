@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import logging
@@ -54,6 +55,7 @@ _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _KNOWN_BYTES_MAX: Final = 1 << 20
 
 
+@functools.cache
 def capabilities() -> dict[str, Json]:
     """What this machine is, as it is told to the server."""
     found = {"onnx": ("onnxruntime",), "tflite": ("ai_edge_litert", "tflite_runtime")}
@@ -359,8 +361,9 @@ class Agent:
 
     def _round_trip(self) -> tuple[int, bool]:
         now_s = self._clock.monotonic_s()
-        events = self._journal.read("events", SYNC_RECORDS_MAX // 2, self.sync.batch_bytes // 2)
-        details = self._journal.read("details", SYNC_RECORDS_MAX // 2, self.sync.batch_bytes // 2)
+        bytes_max = self.sync.batch_bytes
+        events = self._journal.read("events", SYNC_RECORDS_MAX // 2, bytes_max // 2)
+        details = self._journal.read("details", SYNC_RECORDS_MAX - len(events), bytes_max // 2 if events else bytes_max)
         post = self._request(events, details, now_s)
         while len(post.body) > SYNC_BYTES_MAX and len(events) + len(details) > 1:
             # JSON can be several times what the journal counts: send the older half.

@@ -80,6 +80,7 @@ class Log:
         self._victims: list[Segment] = []  # may be deleted after the next commit, which declares them
         self._cursor = self._saved_cursor = Cursor()
         self._position = (0, ENTRIES_AT, "", 0)  # segment, offset, epoch and seq before which all is acknowledged
+        self._read_end = ("", 0, 0, 0)  # epoch, seq, segment and end of the last record that was read
         self._handed = 0  # highest seq of the own epoch that was handed out
         self._declared = Ranges()
         self._losses: list[Loss] = []
@@ -398,7 +399,8 @@ class Log:
             if (start := starts[segment.number]) <= segment.size
         )
         records: list[Record] = []
-        holes, total, touched = [], 0, 0
+        holes, total = [], 0
+        touched, end = 0, self._read_end
         for item in walk(sources, epoch, last):
             settled = item.epoch == cursor.epoch and item[2] <= cursor.seq  # an entry's seq, a hole's last
             if isinstance(item, Hole):
@@ -412,13 +414,14 @@ class Log:
             if len(records) >= records_max or (records and total > bytes_max):
                 break
             records.append(decode_record(item, boots[item.segment]))
-            touched = item.segment
+            touched, end = item.segment, (item.epoch, item.seq, item.segment, item.end)
         with self._guard:
             there = {segment.number for segment in self._segments}
             if any(segment.number not in there for segment in live if segment.number <= touched):
                 return None
             self._handed = max([self._handed, *(item.seq for item in records if item.epoch == self.epoch)])
             self._position = max(position, self._position, key=lambda place: place[:2])
+            self._read_end = end
             for hole in holes:
                 self._note(hole)
         return records
@@ -440,6 +443,8 @@ class Log:
             if segment.number < cursor.segment or (epoch == cursor.epoch and seq <= cursor.seq):
                 return False
             self._cursor = replace(cursor, segment=segment.number, epoch=epoch, seq=seq)
+            if self._read_end[:2] == (epoch, seq):  # the next read begins here, and not with what it has read before
+                self._position = (*self._read_end[2:], epoch, seq)
             return True
 
     def save_cursor(self) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
+import msgspec
 from tinylcm.checks import INTEGER_MAX, Fields
 from tinylcm.errors import WireError
 from tinylcm.types import Record, Stream
@@ -165,7 +166,7 @@ def _settle(
                 (device, stream, epoch, seq, reason, now_s),
             )
             continue
-        payload = json.dumps(record.payload, separators=(",", ":"))
+        payload = msgspec.json.encode(record.payload).decode()
         accepted.append((device, stream, epoch, seq, record.type, record.boot, record.boot_ns, at, now_s, payload))
     connection.executemany(
         "INSERT INTO record (device, stream, epoch, seq, type, boot, boot_ns, at, received_at, payload)"

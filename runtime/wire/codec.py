@@ -37,6 +37,8 @@ CONTENT_TYPES: Final[Mapping[Format, str]] = {
 CONTAINERS_MAX: Final = 1 << 19
 # A claimed length is believed, and room made for it, before the items come: bound it by what a record can hold.
 _ITEMS_MAX: Final = RECORD_BYTES_MAX // 2
+# All bytes but those that begin a list or a map: fixmap, fixarray, array 16 and 32, map 16 and 32.
+_NO_CONTAINERS: Final = bytes(byte for byte in range(256) if not (0x80 <= byte < 0xA0 or 0xDC <= byte < 0xE0))
 _What = Literal["request", "response"]
 
 
@@ -138,7 +140,9 @@ def _refuse_constant(name: str) -> object:
 
 
 def _load_msgpack(body: bytes, what: _What) -> object:
-    counted = _Counted()
+    # Counting costs a call a container. Without it: no message has more of them than bytes that could begin one.
+    may_be_many = len(body.translate(None, _NO_CONTAINERS)) > CONTAINERS_MAX
+    counted = _Counted() if may_be_many else None
     # Bytes that are no UTF-8 become half surrogates, and extensions bytes: the record that holds them is refused where
     # it is read, and the others are kept.
     return msgpack.unpackb(

@@ -7,6 +7,7 @@ bytes a document becomes, `codec` knows.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Final, Literal
 
+from .._ext.jsonable import json_bytes_max
 from ..checks import INTEGER_MAX, Fields
 from ..errors import WireError
 from ..types import Json, Record, Stream
@@ -25,8 +27,10 @@ RECORD_BYTES_MAX: Final = 256 << 10  # bytes of one record's JSON
 DESIRED_UNCHANGED: Final = "unchanged"
 STREAMS: Final[tuple[Stream, Stream]] = ("events", "details")
 _STREAM_BY_NAME: Final[Mapping[str, Stream]] = {name: name for name in STREAMS}
-_EPOCH = re.compile(r"[0-9a-f]{16}")
-_TYPE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+EPOCH_CHARACTERS: Final = 16
+TYPE_CHARACTERS_MAX: Final = 40
+_EPOCH = re.compile(r"[0-9a-f]+")
+_TYPE = re.compile(r"[a-z][a-z0-9_]*")
 _DEPTH_MAX: Final = 12
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # an integer of more than 64 bits has at least as many digits
 
@@ -184,7 +188,20 @@ def record_to_json(record: Record) -> dict[str, Json]:
     }
 
 
+# A request names the same few types and epochs thousands of times.
+@functools.lru_cache(maxsize=256)
+def _is_type(text: str) -> bool:
+    return _TYPE.fullmatch(text) is not None
+
+
+@functools.lru_cache(maxsize=256)
+def _is_epoch(text: str) -> bool:
+    return _EPOCH.fullmatch(text) is not None
+
+
 def _checked(fields: Fields, key: str, value: object, bytes_max: int) -> None:
+    if 0 <= json_bytes_max(value, _DEPTH_MAX) <= bytes_max:
+        return
     # Each encoding can name what JSON cannot carry on: 1e999 is infinite, an escape can be half a surrogate pair,
     # msgpack has bytes and times.
     try:
@@ -219,11 +236,11 @@ def record_from_json(value: object) -> Record:
         WireError: what is wrong with it, for the answer's `refused`.
     """
     fields = Fields(value, "record", WireError)
-    kind = fields.text("type")
-    if not _TYPE.fullmatch(kind):
+    kind = fields.typed("type", str)
+    if len(kind) > TYPE_CHARACTERS_MAX or not _is_type(kind):
         raise fields.fail("type", "expected a lower-case word of at most 40 characters")
-    epoch = fields.text("epoch")
-    if not _EPOCH.fullmatch(epoch):
+    epoch = fields.typed("epoch", str)
+    if len(epoch) != EPOCH_CHARACTERS or not _is_epoch(epoch):
         raise fields.fail("epoch", "expected 16 hexadecimal digits")
     payload: dict[str, Json] = fields.typed("payload", dict)
     _checked(fields, "payload", payload, RECORD_BYTES_MAX)
@@ -242,7 +259,13 @@ def record_id(value: object) -> tuple[str, int] | None:
     if not isinstance(value, dict):
         return None
     epoch, seq = value.get("epoch"), value.get("seq")
-    if isinstance(epoch, str) and _EPOCH.fullmatch(epoch) and type(seq) is int and 0 < seq <= INTEGER_MAX:
+    if (
+        isinstance(epoch, str)
+        and len(epoch) == EPOCH_CHARACTERS
+        and _is_epoch(epoch)
+        and type(seq) is int
+        and 0 < seq <= INTEGER_MAX
+    ):
         return epoch, seq
     return None
 
