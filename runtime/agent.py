@@ -20,16 +20,20 @@ import psutil
 from .backends import formats
 from .checks import Fields
 from .clock import Clock
+from .commands import Args
 from .config import DeviceConfig, TrialConfig
+from .downlink import Downlink
 from .errors import DeviceError, ModelError, ServerError, TinyLCMError, WireError
 from .files import device_error, read_bounded, write_atomic
 from .http import HttpClient
 from .identity import Identity
 from .journal import Journal
 from .manifest import PACKAGE_BYTES_MAX
+from .monitors import MonitorSet, build_monitors
 from .package import Package
 from .pipeline import Pipeline
 from .probe import probe
+from .remote_config import RemoteConfig
 from .slots import Event, Held, Slot, State, boot, check_rollback, mark_failed, revoke, step, unstage
 from .store import SlotStore
 from .sync import Known, Post, Sync, read_refusal
@@ -50,6 +54,7 @@ from .wire import (
 _log = logging.getLogger("tinylcm")
 ROUNDS_MAX: Final = 1000  # round trips of one sync while records are waiting
 TICK_S: Final = 0.25
+STALL_S: Final = 600.0  # a turn that takes longer is stuck: requests have their timeouts, and a download gets on
 PERMANENT_ADVICE: Final = "the server does not know this device's key; enrol it again with a new join string"
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _KNOWN_BYTES_MAX: Final = 1 << 20
@@ -100,6 +105,7 @@ class Agent:
         store: packages and slots.
         pipelines: what is open now; the agent swaps their models.
         identity: who this device is, or None when it never enrolled: then nothing is sent.
+        remote: what the server set of the configuration; by default what `config.data` has of it.
 
     `tick` and `sync_now` may be called from any thread; a lock makes each whole.
     """
@@ -112,6 +118,7 @@ class Agent:
         store: SlotStore,
         pipelines: Mapping[str, Pipeline],
         identity: Identity | None,
+        remote: RemoteConfig | None = None,
     ) -> None:
         self._config = config
         self._clock = clock
@@ -136,12 +143,24 @@ class Agent:
             format=config.server.format,
             gzip=config.server.gzip,
         )
+        self._turned_s = clock.monotonic_s()
+        self.reconfigured: Callable[[DeviceConfig], object] | None = None  # what a device does with a new configuration
+        owner = "" if identity is None else identity.device_id
+        remote = remote or RemoteConfig(config, clock)
+        self.downlink = Downlink(config, clock, journal, remote, owner, self._reconfigure)
+        self.downlink.handlers |= {
+            "sync_now": self._sync_soon,
+            "flush": self._flush,
+            "rollback": self._rollback,
+            "reset_monitors": self._reset_monitors,
+        }
 
     # Slots ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Count this start in every trial, and end trials that crash the device."""
         with self._lock:
+            self._attempt(self.downlink.boot)
             for model in self._store.models():
                 before = self._store.read(model)
                 if before.state is State.STAGED:
@@ -311,6 +330,47 @@ class Agent:
             if summary is not None:
                 self._journal.append("details", "summary", summary)
 
+    # Commands and configuration -----------------------------------------------------------------------------
+
+    def rebase(self, config: DeviceConfig) -> None:
+        """Take another device.toml, with what the server has set over it.
+
+        Raises:
+            ConfigError: together they are no configuration; nothing was changed.
+        """
+        with self._lock:
+            self.downlink.rebase(config)
+
+    def _reconfigure(self, config: DeviceConfig) -> None:
+        now_s = self._clock.monotonic_s()
+        self._config, self.sync.interval_s = config, config.server.sync_interval_s
+        self.sync.next_s = min(self.sync.next_s, now_s + config.server.sync_interval_s)
+        self._next_metrics_s = min(self._next_metrics_s, now_s + config.metrics_interval_s)
+        if self.reconfigured is not None:
+            self.reconfigured(config)
+
+    def _sync_soon(self, args: Args) -> Json:
+        self.flush_metrics()
+        self.sync.next_s = self._clock.monotonic_s()
+        return None
+
+    def _flush(self, args: Args) -> Json:
+        self.flush_metrics()
+        self._journal.flush()
+        return None
+
+    def _rollback(self, args: Args) -> Json:
+        slot = self.rollback(str(args["model"]))
+        return {"version": None if slot.active is None else slot.active.version}
+
+    def _reset_monitors(self, args: Args) -> Json:
+        pipeline = self._pipelines.get(str(args["model"]))
+        if pipeline is None:
+            raise ModelError(f"model {args['model']!r} is not open on this device")
+        manifest = pipeline.manifest
+        pipeline.restore_monitors(MonitorSet(manifest, build_monitors(manifest)).to_state())
+        return {"version": manifest.version}
+
     # Sync -------------------------------------------------------------------------------------------------
 
     def _load_known(self) -> Known:
@@ -331,13 +391,8 @@ class Agent:
         if self._identity is None or not self._identity.device_id:
             raise ServerError("this device is not enrolled; run `tinylcm enrol JOIN_STRING`", permanent=True)
         if self._http is None:
-            server = self._config.server
             self._http = HttpClient(
-                self._identity.url,
-                key=self._identity.key,
-                ca_file=server.ca_file or self._identity.ca_file,
-                insecure=server.insecure,
-                timeout_s=server.timeout_s,
+                self._identity.url, self._config.server, key=self._identity.key, ca_file=self._identity.ca_file
             )
         return self._http
 
@@ -391,6 +446,8 @@ class Agent:
             )
         self.last_error, self.last_sync_s = "", now_s
         self.clock_offset_s = outcome.server_time - self._clock.wall_s()
+        answered = self.downlink.answered
+        self._attempt(lambda: self.downlink.receive(outcome.downlink))
         if outcome.desired is not None:
             try:
                 self._apply(outcome.desired)
@@ -402,9 +459,11 @@ class Agent:
                 raise
         if self.sync.known != known:
             self._save_known(self.sync.known)
-        if not outcome.acked:
+        self._attempt(self.downlink.tick)
+        if not outcome.acked and self.downlink.answered == answered:
             return 0, False
-        return len(events) + len(details), any(self._journal.read(stream, 1, 1) for stream in STREAMS)
+        count = len(events) + len(details) if outcome.acked else 0
+        return count, any(self._journal.read(stream, 1, 1) for stream in STREAMS)
 
     def _request(self, events: list[Record], details: list[Record], now_s: float) -> Post:
         return self.sync.request(
@@ -415,6 +474,7 @@ class Agent:
             events=events,
             details=details,
             now_s=now_s,
+            downlink_cursor=self.downlink.cursor,
         )
 
     def _running(self) -> list[RunningModel]:
@@ -428,6 +488,10 @@ class Agent:
 
     def _apply(self, desired: Desired) -> None:
         failure: TinyLCMError | None = None
+        try:
+            self.downlink.configure(desired.config)
+        except DeviceError as error:
+            failure = error
         for wanted in desired.models:
             slot = self._store.read(wanted.model)
             held = Held(wanted.sha256, wanted.version, wanted.deployment)
@@ -501,6 +565,7 @@ class Agent:
                 with part.open("ab" if resumes else "wb") as file:
                     for piece in _bounded(pieces, wanted.size - (have if resumes else 0)):
                         file.write(piece)
+                        self._turned_s = self._clock.monotonic_s()
             except OSError as error:
                 raise device_error(error, "downloading to") from error
 
@@ -514,6 +579,7 @@ class Agent:
             if now_s >= self._next_metrics_s:
                 self._next_metrics_s = now_s + self._config.metrics_interval_s
                 self._attempt(self.flush_metrics)
+            self._attempt(self.downlink.tick)
             if self.also is not None:
                 self._attempt(self.also)
         if self._identity is not None and self._identity.device_id and now_s >= self.sync.next_s:
@@ -532,6 +598,12 @@ class Agent:
         """Tick until told to stop."""
         while not stop.wait(TICK_S):
             self.tick()
+            self._turned_s = self._clock.monotonic_s()
+
+    @property
+    def is_turning(self) -> bool:
+        """Whether `run` has come round, or a download got on, within `STALL_S`."""
+        return self._clock.monotonic_s() - self._turned_s < STALL_S
 
     def close(self) -> None:
         """Judge trials a last time, note that this start ended well (only crashes count against one), disconnect."""
@@ -541,6 +613,7 @@ class Agent:
                 slot = self._store.read(model)
                 if slot.boots:
                     self._store.write(model, replace(slot, boots=0))
+            self._attempt(self.downlink.close)
         if self._http is not None:
             self._http.close()
 

@@ -138,7 +138,8 @@ class Capturer:
         salt: bytes = b"",
         seed: int | None = None,
     ) -> None:
-        self.policy = policy
+        self.policy = self._wanted = policy
+        self._asked, self._asked_model = 0, ""
         self._emit, self._clock, self._salt = emit, clock, salt[:64]
         self._lock = threading.Lock()
         self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
@@ -165,8 +166,10 @@ class Capturer:
             prediction: what the model says of it.
             alarms: raised at it.
         """
+        if self._wanted is not self.policy:
+            self.policy, self._pre = self._wanted, None
         policy = self.policy
-        if not policy.active:
+        if not policy.active and not self._asked:
             return False
         self._windows += 1
         reasons = self._reasons(prediction)
@@ -184,8 +187,27 @@ class Capturer:
             kept = self._draw(window, prediction) or kept
         return kept
 
+    def change(self, policy: CapturePolicy) -> None:
+        """Another policy from the next window on."""
+        self._wanted = policy
+        if policy.privacy == "none":
+            self._asked = 0
+
+    def ask(self, windows: int, model: str = "") -> None:
+        """Keep the next windows of a model, or of any, whatever the rules say; the budget and privacy still hold.
+
+        Raises:
+            ConfigError: nothing may be kept here.
+        """
+        if self._wanted.privacy == "none":
+            raise ConfigError("this device keeps no windows: its capture.privacy is none")
+        self._asked_model, self._asked = model, windows
+
     def _reasons(self, prediction: Prediction) -> list[str]:
         policy, reasons = self.policy, []
+        if self._asked and self._asked_model in ("", prediction.model):
+            self._asked -= 1
+            reasons.append("command")
         if policy.every_nth and self._windows % policy.every_nth == 0:
             reasons.append("every_nth")
         if prediction.confidence < policy.confidence_below:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
+import os
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from .config import DeviceConfig, default_toml
 from .console import CONFIG, add_command, configuration, counter, print_result, progress_bar
+from .daemon import LOG_FORMATS, Daemon, log_to
 from .errors import ConfigError, InputError, TinyLCMError
 from .files import device_error, write_atomic
 from .journal_cli import add_journal_commands
@@ -348,34 +348,35 @@ def _run(arguments: argparse.Namespace) -> None:
     from .device import Device
     from .sources import open_source, paced
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+    config = configuration(arguments)
+    with Device.open(config) as device:
 
-    signal.signal(signal.SIGTERM, stop)
-    with Device.open(configuration(arguments)) as device:
-        try:
-            model = device.wait_for_model(arguments.model, arguments.wait_s)
-            samples = open_source(
-                arguments.input,
-                array=arguments.array,
-                kind=arguments.kind,
-                channels=model.manifest.layout[1],
-                rate_hz=model.manifest.window.rate_hz,
-            )
-            if arguments.rate_hz:
-                samples = paced(samples, arguments.rate_hz)
-            errors = 0
+        def reload() -> None:
+            device.reload(configuration(arguments))
 
-            def report(error: TinyLCMError) -> None:
-                nonlocal errors
-                errors += 1
-                print(f"tinylcm: {error}", file=sys.stderr, flush=True)
+        with Daemon(is_well=lambda: device.is_well, reload=reload) as daemon:
+            try:
+                daemon.ready(f"waiting for {arguments.model}")
+                model = device.wait_for_model(arguments.model, arguments.wait_s)
+                samples = open_source(
+                    arguments.input,
+                    array=arguments.array,
+                    kind=arguments.kind,
+                    channels=model.manifest.layout[1],
+                    rate_hz=model.manifest.window.rate_hz,
+                )
+                if arguments.rate_hz:
+                    samples = paced(samples, arguments.rate_hz)
 
-            for prediction in model.stream(samples, on_error=report):
-                if not arguments.quiet or prediction.drift:
-                    _show(arguments, prediction)
-        except KeyboardInterrupt:
-            print("tinylcm: stopping", file=sys.stderr)
+                def report(error: TinyLCMError) -> None:
+                    print(f"tinylcm: {error}", file=sys.stderr, flush=True)
+
+                daemon.status(f"predicting with {arguments.model}")
+                for prediction in model.stream(samples, on_error=report):
+                    if not arguments.quiet or prediction.drift:
+                        _show(arguments, prediction)
+            except KeyboardInterrupt:
+                print("tinylcm: stopping", file=sys.stderr)
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
@@ -565,6 +566,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--rate-hz", type=float, default=0.0, help="pace the samples (default: as fast as they come)")
     command.add_argument("--wait-s", type=float, default=0.0, help="wait this long for a deployment to bring the model")
     command.add_argument("--quiet", action="store_true", help="print only windows with drift alarms")
+    command.add_argument(
+        "--log-format", default="text", choices=LOG_FORMATS, help="of the log on standard error (default text)"
+    )
     command = add_command(commands, "infer", _infer, "predict windows with a model file or a package")
     command.add_argument("model", help="model.onnx, model.tflite or package.tlm")
     command.add_argument(
@@ -621,9 +625,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = make_parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if arguments.debug else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
-    )
+    level = logging.DEBUG if arguments.debug else logging.WARNING
+    log_to(sys.stderr, getattr(arguments, "log_format", "text"), level, os.environ)
     try:
         return arguments.handler(arguments) or 0
     except (TinyLCMError, OSError) as error:

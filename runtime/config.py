@@ -25,6 +25,9 @@ class ServerConfig:
     Attributes:
         format: of what is sent: `msgpack`, `json`, or `protobuf`, which needs the extra of that name.
         gzip: whether it is compressed when that helps.
+        ca_file, client_cert, client_key: PEM; the authority, and who this device is to a server that wants to see a
+            certificate.
+        proxy: `http://host:port`, or `environment` for what HTTPS_PROXY and NO_PROXY say.
     """
 
     sync_interval_s: float = 60.0
@@ -35,6 +38,9 @@ class ServerConfig:
     insecure: bool = False
     format: Format = "msgpack"
     gzip: bool = True
+    proxy: str = ""
+    client_cert: str = ""
+    client_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +144,12 @@ def _server(fields: Fields) -> ServerConfig:
         insecure=fields.typed("insecure", bool, default.insecure),
         format=_format(fields, default.format),
         gzip=fields.typed("gzip", bool, default.gzip),
+        proxy=fields.text("proxy", default.proxy, length_max=4096),
+        client_cert=fields.text("client_cert", default.client_cert, length_max=4096),
+        client_key=fields.text("client_key", default.client_key, length_max=4096),
     )
+    if config.client_key and not config.client_cert:
+        raise fields.fail("client_key", "needs client_cert, whose key it is")
     if config.backoff_max_s < config.backoff_min_s:
         raise fields.fail("backoff_max_s", "is smaller than backoff_min_s")
     return config
@@ -240,6 +251,9 @@ ca_file = ""                  # an authority of your own, PEM; empty: the system
 insecure = false              # true allows plain http to an address that is not this machine
 format = "{server.format}"            # msgpack, json, or protobuf (pip install 'tinymlops[protobuf]')
 gzip = true                   # compress what is sent when that helps
+proxy = ""                    # http://host:port, or "environment" for HTTPS_PROXY and NO_PROXY
+client_cert = ""              # PEM, for a server that wants to see a certificate
+client_key = ""               # PEM, when client_cert does not hold it
 
 [journal]
 journal_bytes_max = {journal.journal_bytes_max}  # the whole journal on disk; the oldest details give way

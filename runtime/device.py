@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
@@ -18,6 +18,7 @@ from .agent import Agent, capabilities
 from .capture import Capturer
 from .checks import Fields
 from .clock import Clock, SystemClock
+from .commands import Args
 from .config import DeviceConfig, ModelConfig, load_config
 from .errors import ConfigError, ModelError, TinyLCMError, WireError
 from .files import list_files, make_folder, read_bounded, write_atomic
@@ -29,13 +30,14 @@ from .loading import Options
 from .manifest import PACKAGE_BYTES_MAX, Manifest
 from .metrics import Metrics
 from .pipeline import Pipeline
+from .remote_config import RemoteConfig
 from .slots import Slot
 from .status import StatusServer
 from .store import SlotStore
 from .sync import read_refusal
 from .system import SystemProbe
-from .types import Payload, Prediction, Stream
-from .wire import canonical_json
+from .types import Json, Payload, Prediction, Stream
+from .wire import canonical_json, finite
 
 _log = logging.getLogger("tinylcm")
 CLOSE_TIMEOUT_S: Final = 10.0
@@ -128,8 +130,9 @@ class Device:
     """Everything a device keeps, opened; made by `Device.open`."""
 
     def __init__(self, config: DeviceConfig, clock: Clock) -> None:
-        self.config = config
         make_folder(config.data)
+        remote = RemoteConfig(config, clock)
+        self.config = config = remote.merged()
         limits = config.journal
         self._store = SlotStore(config.data, config.data / "trust", clock.wall_s)
         self._pipelines: dict[str, Pipeline] = {}
@@ -143,8 +146,10 @@ class Device:
         )
         try:
             self._sink = _JournalSink(self.journal)
-            self._capturer = self._make_capturer()
-            self.agent = Agent(config, clock, self.journal, self._store, self._pipelines, self.identity)
+            self._capturer = self._make_capturer() if self.config.capture.active else None
+            self.agent = Agent(config, clock, self.journal, self._store, self._pipelines, self.identity, remote)
+            self.agent.reconfigured = self._reconfigure
+            self.agent.downlink.handlers |= {"collect_status": self._collect_status, "capture": self._capture}
             self.agent.start()
             self._install_configured()
         except BaseException:
@@ -180,10 +185,8 @@ class Device:
         self._thread.start()
         self._status.start()
 
-    def _make_capturer(self) -> Capturer | None:
-        """What keeps inputs, when the configuration asks for any; its budget goes on over restarts."""
-        if not self.config.capture.active:
-            return None
+    def _make_capturer(self) -> Capturer:
+        """What keeps inputs; its budget goes on over restarts."""
         key = b"" if self.identity is None else self.identity.key.encode()
         salt = hashlib.blake2b(key, person=b"tinylcm-capture").digest()
         capturer = Capturer(
@@ -306,6 +309,41 @@ class Device:
             "last_error": self.agent.last_error,
         }
 
+    def reload(self, config: DeviceConfig) -> None:
+        """Take another configuration of its own while it runs, as far as a server may set one; the rest counts from the
+        next start on.
+
+        Raises:
+            ConfigError: with what the server has set it is none; the one before is in force.
+        """
+        self.agent.rebase(config)
+
+    @property
+    def is_well(self) -> bool:
+        """Whether its agent and its journal turn; what a watchdog wants to know."""
+        agent = self._thread is None or (self._thread.is_alive() and self.agent.is_turning)
+        return agent and self.journal.is_running
+
+    def _reconfigure(self, config: DeviceConfig) -> None:
+        """Take what the server set; the budgets of models and the journal's interval at the next start."""
+        self.config = config
+        if config.capture.active or self._capturer is not None:
+            self._open_capturer().change(config.capture)
+
+    def _open_capturer(self) -> Capturer:
+        if self._capturer is None:
+            self._capturer = self._make_capturer()
+            for pipeline in list(self._pipelines.values()):
+                pipeline.keep_windows(self._capturer)
+        return self._capturer
+
+    def _capture(self, args: Args) -> Json:
+        self._open_capturer().ask(int(str(args["windows"])), str(args["model"]))
+        return None
+
+    def _collect_status(self, args: Args) -> Json:
+        return finite(self.status())
+
     def slots(self) -> dict[str, Slot]:
         """Every model's slot."""
         return {name: self._store.read(name) for name in self._store.models()}
@@ -378,7 +416,7 @@ def enrol(config: DeviceConfig, join_string: str, *, insecure: bool = False) -> 
         ca_file = config.server.ca_file
         if join.ca and not ca_file:
             ca_path = config.data / "ca.pem"
-            write_atomic(ca_path, fetch_ca(join.url, join.ca, timeout_s=config.server.timeout_s))
+            write_atomic(ca_path, fetch_ca(join.url, join.ca, config.server))
             ca_file = str(ca_path.resolve())
         identity = new_identity(join, ca_file)
         save_identity(path, identity)
@@ -389,12 +427,8 @@ def enrol(config: DeviceConfig, join_string: str, *, insecure: bool = False) -> 
 
 
 def _ask(config: DeviceConfig, join: Join, identity: Identity, insecure: bool) -> str:
-    client = HttpClient(
-        join.url,
-        ca_file=identity.ca_file,
-        insecure=insecure or config.server.insecure,
-        timeout_s=config.server.timeout_s,
-    )
+    server = replace(config.server, insecure=insecure or config.server.insecure)
+    client = HttpClient(join.url, server, ca_file=identity.ca_file)
     body = canonical_json(
         {
             "token": join.token,

@@ -1,24 +1,33 @@
-"""The device's HTTP: one keep-alive connection, every answer and time bounded, TLS always verified."""
+"""The device's HTTP: one keep-alive connection, every answer and time bounded, TLS always verified.
+
+Through a proxy https travels in a tunnel (CONNECT), so the server's certificate is verified as without one and the
+proxy sees no key.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import ipaddress
 import ssl
+import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
 
 import urllib3
 
+from .config import ServerConfig
 from .errors import ConfigError, ServerError
 
 ANSWER_BYTES_MAX: Final = 4 << 20
 CA_BYTES_MAX: Final = 256 << 10
 _CHUNK_BYTES: Final = 64 << 10
+_NOT_YET_VALID, _EXPIRED = 9, 10  # X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL
+_CAUSES_MAX: Final = 10
 
 
 def is_loopback(host: str) -> bool:
@@ -56,37 +65,80 @@ class Answer:
     body: bytes
 
 
+def proxy_for(url: str, setting: str) -> str:
+    """The proxy on the way to an address, or empty.
+
+    Args:
+        url: the address.
+        setting: `[server] proxy`; with `environment`, HTTPS_PROXY and NO_PROXY say, and not for this machine.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if not setting or (is_loopback(host) and setting == "environment"):
+        return ""
+    if setting != "environment":
+        return setting
+    proxies = getproxies_environment()
+    return "" if proxy_bypass(host) else proxies.get(parts.scheme, "")
+
+
+def _make_pool(url: str, server: ServerConfig, context: ssl.SSLContext) -> urllib3.PoolManager:
+    timeout = urllib3.Timeout(connect=server.timeout_s, read=server.timeout_s)
+    proxy = proxy_for(url, server.proxy)
+    if not proxy:
+        return urllib3.PoolManager(num_pools=1, maxsize=1, retries=False, timeout=timeout, ssl_context=context)
+    parts = urlsplit(proxy)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"the proxy {proxy!r:.200} is no http(s) address; expected http://host:port")
+    headers = {}
+    if parts.username is not None:
+        login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers = urllib3.util.make_headers(proxy_basic_auth=login)
+    return urllib3.ProxyManager(
+        f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}",
+        num_pools=1,
+        maxsize=1,
+        retries=False,
+        timeout=timeout,
+        ssl_context=context,
+        proxy_headers=headers,
+    )
+
+
+def _make_context(server: ServerConfig, ca_file: str) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"the CA file {ca_file} cannot be used: {error}") from error
+    if server.client_cert:
+        try:
+            context.load_cert_chain(server.client_cert, server.client_key or None)
+        except (OSError, ssl.SSLError) as error:
+            names = " and ".join(filter(None, (server.client_cert, server.client_key)))
+            raise ConfigError(f"the client certificate {names} cannot be used: {error}") from error
+    return context
+
+
 class HttpClient:
     """Requests to one server.
 
     Args:
         url: base address.
+        server: timeouts, proxy and certificates: see `tinylcm.config.ServerConfig`. Its `ca_file` stands for the
+            authority, else `ca_file` here, else the system's.
         key: bearer key, or empty.
-        ca_file: PEM of an authority of one's own; empty: the system's.
-        insecure: allow plain http to another machine.
-        timeout_s: of connecting and of each read.
+        ca_file: PEM of an authority.
 
     Raises:
-        ConfigError: the address is not safe, or the CA file is none.
+        ConfigError: the address is not safe, or a file is none.
     """
 
-    def __init__(
-        self, url: str, *, key: str = "", ca_file: str = "", insecure: bool = False, timeout_s: float = 30.0
-    ) -> None:
-        check_url(url, insecure=insecure)
+    def __init__(self, url: str, server: ServerConfig | None = None, *, key: str = "", ca_file: str = "") -> None:
+        server = server or ServerConfig()
+        check_url(url, insecure=server.insecure)
         self._base = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
-        try:
-            context = ssl.create_default_context(cafile=ca_file or None)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"the CA file {ca_file} cannot be used: {error}") from error
-        self._pool = urllib3.PoolManager(
-            num_pools=1,
-            maxsize=1,
-            retries=False,
-            timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s),
-            ssl_context=context,
-        )
+        self._pool = _make_pool(url, server, _make_context(server, server.ca_file or ca_file))
 
     @contextmanager
     def _open(
@@ -142,13 +194,28 @@ def _lower(headers: Mapping[str, str]) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def _reason(error: urllib3.exceptions.HTTPError) -> str:
-    cause = error.__cause__ or error
+def _reason(error: BaseException) -> str:
+    """What a person can act on: the cause at the bottom, and the clock where a certificate's time is the matter."""
+    cause: BaseException = error
+    for _ in range(_CAUSES_MAX):
+        inner = cause.__cause__ or getattr(cause, "original_error", None)
+        if not isinstance(inner, BaseException):
+            inner = next((item for item in cause.args if isinstance(item, BaseException)), None)
+        if inner is None:
+            break
+        cause = inner
+    if isinstance(cause, ssl.SSLCertVerificationError) and cause.verify_code in (_NOT_YET_VALID, _EXPIRED):
+        today = time.strftime("%Y-%m-%d", time.gmtime())
+        if cause.verify_code == _NOT_YET_VALID:
+            return f"its certificate is not valid yet; this device believes that it is {today}: set its clock"
+        return f"its certificate has expired; this device believes that it is {today}: renew it, or set the clock"
     text = str(cause) or type(cause).__name__
-    return text.split(": ", 1)[-1] if isinstance(cause, urllib3.exceptions.NewConnectionError) else text
+    if isinstance(cause, urllib3.exceptions.NewConnectionError):
+        text = text.split(": ", 1)[-1]
+    return f"the proxy: {text}" if isinstance(error, urllib3.exceptions.ProxyError) else text
 
 
-def fetch_ca(url: str, pin: str, *, timeout_s: float = 30.0) -> bytes:
+def fetch_ca(url: str, pin: str, server: ServerConfig | None = None) -> bytes:
     """Fetch the server's authority and accept it only if its hash is the join string's pin.
 
     The connection itself is not verified: what comes is public, and nothing but the pinned bytes is believed.
@@ -156,23 +223,20 @@ def fetch_ca(url: str, pin: str, *, timeout_s: float = 30.0) -> bytes:
     Raises:
         ServerError: unreachable, or another certificate came.
     """
-    parts = urlsplit(url)
-    connection: HTTPConnection
-    if parts.scheme == "https":
-        context = ssl.create_default_context()
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        connection = HTTPSConnection(parts.netloc, timeout=timeout_s, context=context)
-    else:
-        connection = HTTPConnection(parts.netloc, timeout=timeout_s)
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    pool = _make_pool(url, server or ServerConfig(), context)
     try:
-        connection.request("GET", parts.path.rstrip("/") + "/api/v1/ca")
-        response = connection.getresponse()
-        data = response.read(CA_BYTES_MAX)
-    except (OSError, HTTPException) as error:
-        raise ServerError(f"{url} cannot be reached: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", urllib3.exceptions.InsecureRequestWarning)  # the pin is what is believed
+            response = pool.request("GET", url.rstrip("/") + "/api/v1/ca", preload_content=False, redirect=False)
+        data = response.read(CA_BYTES_MAX, decode_content=False)
+        response.close()
+    except urllib3.exceptions.HTTPError as error:
+        raise ServerError(f"{url} cannot be reached: {_reason(error)}") from error
     finally:
-        connection.close()
+        pool.clear()
     try:
         found = "sha256:" + hashlib.sha256(ssl.PEM_cert_to_DER_cert(data.decode("ascii").strip())).hexdigest()
     except ValueError as error:

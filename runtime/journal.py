@@ -282,6 +282,11 @@ class Journal:
         if problem is not None:
             raise problem
 
+    @property
+    def is_running(self) -> bool:
+        """Whether its thread lives."""
+        return self._thread.is_alive()
+
     def stats(self) -> JournalStats:
         """What there is, what was lost, and whether the disk works."""
         with self._changed:

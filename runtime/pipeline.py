@@ -261,6 +261,12 @@ class Pipeline(Runner):
         if self._capture is not None:
             self._capture.offer(model.engine.rows, prediction, prediction.drift)
 
+    def keep_windows(self, capture: Capturer) -> None:
+        """Offer the windows to this from now on."""
+        with self._lock:
+            self._capture = capture
+            self._connect(self._observe, self._count_failure, True)
+
     def reset(self) -> None:
         """Forget the windows before: the state of the model, smoothing and hysteresis. Monitors go on."""
         with self._lock:

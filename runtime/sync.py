@@ -121,6 +121,7 @@ class Sync:
         events: Sequence[Record],
         details: Sequence[Record],
         now_s: float,
+        downlink_cursor: int = 0,
     ) -> Post:
         """What to post. `events` and `details` are durable records, oldest first."""
         self._sent = {
@@ -140,6 +141,7 @@ class Sync:
                 capabilities=capabilities,
                 events=[record_to_json(record) for record in events],
                 details=[record_to_json(record) for record in details],
+                downlink_cursor=downlink_cursor,
             ),
             format,
         )

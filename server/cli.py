@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -34,6 +35,7 @@ from .db import Database
 from .errors import StartError, TinySphereError
 
 CA_BYTES_MAX: Final = 256 << 10
+SETTINGS_BYTES_MAX: Final = 256 << 10
 BUILD_TIMEOUT_S: Final = 600.0
 
 
@@ -323,6 +325,54 @@ def _events(arguments: argparse.Namespace) -> None:
     _print(arguments, {"items": rows}, _table(rows, columns, "no drift events"))
 
 
+def _value(text: str) -> object:
+    """A command's argument: JSON where it is some, else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _give_command(arguments: argparse.Namespace) -> None:
+    pairs = [pair.partition("=") for pair in arguments.arg or ()]
+    if not all(equals for _, equals, _ in pairs):
+        raise ConfigError("--arg is KEY=VALUE, such as --arg model=activity")
+    args = {key: _value(value) for key, _, value in pairs}
+    made = _client(arguments).command(arguments.selector, arguments.name, args, expires_in_s=arguments.expires_s)
+    _print(arguments, made, f"command {made['id']}: {made['name']} to {made['selector']}; see `tinysphere commands`")
+
+
+def _commands(arguments: argparse.Namespace) -> None:
+    if arguments.id is not None:
+        found = _client(arguments).command_state(arguments.id)
+        _print(arguments, found, json.dumps(found, indent=2))
+        return
+    rows = _client(arguments).commands()
+    columns: dict[str, Callable[[Fields], object]] = {
+        "id": lambda row: row["id"],
+        "command": lambda row: row["name"],
+        "selector": lambda row: row["selector"],
+        "devices": lambda row: row["states"],
+        "given (UTC)": lambda row: _when(row["created_at"]),
+    }
+    _print(arguments, {"items": rows}, _table(rows, columns, "no commands"))
+
+
+def _config_set(arguments: argparse.Namespace) -> None:
+    path = Path(arguments.file)
+    try:
+        settings = tomllib.loads(read_bounded(path, SETTINGS_BYTES_MAX).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    made = _client(arguments).set_config(settings)
+    _print(arguments, made, f"version {made['version']} for {made['scope']} devices")
+
+
+def _config_show(arguments: argparse.Namespace) -> None:
+    found = _client(arguments).config()
+    _print(arguments, found, json.dumps(found, indent=2))
+
+
 # the parser -----------------------------------------------------------------------------------------------
 
 
@@ -395,6 +445,23 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--label", action="append", metavar="KEY=VALUE", help="replace its labels (repeatable)")
     _command(commands, "models", _models, "the models", http=True)
     _command(commands, "deployments", _deployments, "the deployments", http=True)
+    command = _command(commands, "command", _give_command, "have devices do something once", http=True)
+    command.add_argument("selector", help="all, or key=value terms with commas (id, name, labels)")
+    command.add_argument(
+        "name", help="ping, sync_now, flush, collect_status, rollback, reset_monitors, capture, log_level"
+    )
+    command.add_argument("--arg", action="append", metavar="KEY=VALUE", help="an argument (repeatable)")
+    command.add_argument("--expires-s", type=float, default=3600.0, help="seconds that it waits for a device")
+    command = _command(
+        commands, "commands", _commands, "the commands given, newest first, or one with its answers", http=True
+    )
+    command.add_argument("id", type=int, nargs="?", help="of one command")
+    config = commands.add_parser("config", help="what the server sets of devices' configuration").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    command = _command(config, "set", _config_set, "set it for all devices", http=True)
+    command.add_argument("file", metavar="FILE.toml", help="tables and keys as in device.toml; replaces all before")
+    _command(config, "show", _config_show, "what is set, and what devices made of it", http=True)
     command = _command(commands, "events", _events, "drift events, newest first", http=True)
     command.add_argument("--device", help="of this device")
     command.add_argument("--model", help="of this model")

@@ -201,6 +201,37 @@ class Client:
         """Deployments, newest first."""
         return list(self.pages("/api/v1/deployments", {}))
 
+    def command(
+        self,
+        selector: str,
+        name: str,
+        args: Mapping[str, object] | None = None,
+        *,
+        expires_in_s: float = 3600.0,
+        key: str | None = None,
+    ) -> Fields:
+        """Give a command to the devices that a selector matches; `key` makes a repeated call the same command."""
+        body = {"selector": selector, "name": name, "args": dict(args or {}), "expires_in_s": expires_in_s}
+        return self.request("POST", "/api/v1/commands", body, {"Idempotency-Key": key or secrets.token_hex(16)})
+
+    def command_state(self, command: int) -> Fields:
+        """One command with each device's answer."""
+        return self.request("GET", f"/api/v1/commands/{command}")
+
+    def commands(self, most: int = 1000) -> list[Fields]:
+        """Commands, newest first."""
+        return list(self.pages("/api/v1/commands", {}, most))
+
+    def config(self, scope: str = "all") -> Fields:
+        """What the server sets of devices' configuration, and what they made of it."""
+        return self.request("GET", f"/api/v1/config/{quote(scope, safe='')}")
+
+    def set_config(self, settings: Mapping[str, object], scope: str = "all") -> Fields:
+        """Set a part of devices' configuration: tables and keys as in device.toml, in the place of all before."""
+        version = self.config(scope)["version"]
+        path = f"/api/v1/config/{quote(scope, safe='')}"
+        return self.request("PUT", path, {"settings": dict(settings)}, {"If-Match": f'"{version}"'})
+
     def devices(self) -> list[Fields]:
         """Every device."""
         return list(self.pages("/api/v1/devices", {}))

@@ -160,7 +160,7 @@ class Database:
                 ("generation", "1"),
             ):
                 connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?, ?)", (key, value))
-            schema = int(meta(connection, "schema"))
+            schema = _migrate(connection, int(meta(connection, "schema")))
             connection.execute("COMMIT")
         if schema != SCHEMA_VERSION:
             raise StartError(
@@ -293,6 +293,17 @@ class Database:
             return None, (storage_error(error) if isinstance(error, sqlite3.Error | OSError) else None) or error
         connection.execute("RELEASE job")
         return result, None
+
+
+def _migrate(connection: Connection, schema: int) -> int:
+    """Bring an older schema up to date; returns what it is now. Missing tables are there by now.
+
+    Schema 3 has tables of its own for commands and configuration, and changes no other.
+    """
+    if schema != 2:
+        return schema
+    connection.execute("UPDATE meta SET value = '3' WHERE key = 'schema'")
+    return 3
 
 
 def meta(connection: Connection, key: str) -> str:

@@ -12,7 +12,7 @@ import math
 import re
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Final
 
 import msgspec
@@ -30,7 +30,7 @@ from tinylcm.wire import (
     record_id,
 )
 
-from . import deployments
+from . import commands, deployments, settings
 from .db import Connection, Database, meta, row, rows
 
 DEPLOYMENT_STATES: Final = frozenset(
@@ -86,7 +86,8 @@ def sync_in(
         acked[stream] = _settle(connection, device, stream, batches[stream], times, now_s, refused)
     desired: Desired | None = None
     if request.server_instance != instance or request.generation != int(meta(connection, "generation")):
-        desired = deployments.desired_of(connection, device)
+        wanted = deployments.desired_of(connection, device)
+        desired = replace(wanted, config=settings.desired_for(connection, device))
         deployments.offer(connection, device, desired, now_s)
     return SyncResponse(
         acked=acked,
@@ -94,6 +95,7 @@ def sync_in(
         server_time=now_s,
         next_sync_s=next_sync_s,
         desired="unchanged" if desired is None else desired,
+        downlink=commands.deliver(connection, device, request.downlink_cursor, now_s),
         refused=tuple(refused),
     )
 
@@ -393,6 +395,18 @@ def _declared_gap(
     _gap(connection, device, stream, epoch, from_seq, to_seq, reason, count, now_s)
 
 
+def _command_result(
+    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
+) -> None:
+    commands.note_result(connection, device, fields, now_s)
+
+
+def _config_result(
+    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
+) -> None:
+    settings.note_result(connection, device, fields, now_s)
+
+
 _Handler = Callable[[sqlite3.Connection, str, Stream, Fields, "float | None", float], None]
 _HANDLERS: Final[Mapping[str, _Handler]] = {
     "alarm": _alarm,
@@ -401,4 +415,6 @@ _HANDLERS: Final[Mapping[str, _Handler]] = {
     "deployment": _deployment,
     "device": _device,
     "gap": _declared_gap,
+    "command_result": _command_result,
+    "config_result": _config_result,
 }

@@ -18,7 +18,7 @@ from peewee import (
     TextField,
 )
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 
 class Meta(Model):
@@ -302,6 +302,63 @@ class DeviceDeployment(Model):
         without_rowid = True
 
 
+class Command(Model):
+    """Something that devices are to do once; `id` is a time in milliseconds, or the one after the last."""
+
+    id = BigIntegerField(primary_key=True)
+    selector = TextField()
+    name = TextField()
+    args = TextField()
+    created_at = FloatField()
+    created_by = TextField()
+    expires_at = FloatField()
+
+
+class DeviceCommand(Model):
+    """How far a command has come on a device."""
+
+    command = BigIntegerField()
+    device = TextField()
+    state = TextField()
+    detail = TextField(default="")
+    result = TextField(null=True)
+    expires_at = FloatField()
+    updated_at = FloatField()
+
+    class Meta:
+        table_name = "device_command"
+        primary_key = CompositeKey("command", "device")
+        indexes = ((("device", "state", "command"), False),)
+        without_rowid = True
+
+
+class ConfigVersion(Model):
+    """Settings for the devices of a scope; the newest of a scope counts."""
+
+    version = IntegerField(primary_key=True)
+    scope = TextField()
+    settings = TextField()
+    created_at = FloatField()
+    created_by = TextField()
+
+    class Meta:
+        table_name = "config_version"
+        indexes = ((("scope", "version"), False),)
+
+
+class DeviceConfig(Model):
+    """What a device made of the last version that it was sent."""
+
+    device = TextField(primary_key=True)
+    version = BigIntegerField()
+    state = TextField()
+    reason = TextField(default="")
+    updated_at = FloatField()
+
+    class Meta:
+        table_name = "device_config"
+
+
 TABLES: Final[tuple[type[Model], ...]] = (
     Meta,
     UserToken,
@@ -321,4 +378,8 @@ TABLES: Final[tuple[type[Model], ...]] = (
     ModelVersion,
     Deployment,
     DeviceDeployment,
+    Command,
+    DeviceCommand,
+    ConfigVersion,
+    DeviceConfig,
 )

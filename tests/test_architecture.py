@@ -14,7 +14,7 @@ pytestmark = pytest.mark.source_tree
 
 BOTTOM = {
     "errors", "types", "checks", "clock", "version", "files", "wire", "config", "keys", "package", "manifest",
-    "preprocess", "arrays", "capture", "keyring", "statements",
+    "preprocess", "arrays", "capture", "keyring", "statements", "commands", "remote_config",
 }  # fmt: skip
 # What each room of the runtime may import from, beside the bottom and `_ext`. Downwards only.
 RUNTIME = {
@@ -42,6 +42,7 @@ RUNTIME = {
     "http": set(),
     "identity": set(),
     "sources": {"window"},
+    "daemon": set(),
     "doctor": set(),
     "loading": {"backends", "window", "metrics", "monitors", "drift"},
     "pipeline": {"backends", "loading", "window", "metrics", "monitors", "drift", "stats"},
@@ -53,7 +54,11 @@ RUNTIME = {
     "drift_page": {"drift_report"},
     "probe": {"pipeline"},
     "publish": {"loading", "pipeline", "window"},
-    "agent": {"backends", "http", "identity", "journal", "pipeline", "probe", "slots", "store", "sync", "trial"},
+    "downlink": {"journal"},
+    "agent": {
+        "backends", "downlink", "http", "identity", "journal", "monitors", "pipeline", "probe", "slots", "store",
+        "sync", "trial",
+    },
     "device": {
         "agent", "http", "identity", "journal", "loading", "metrics", "pipeline", "slots", "status", "store", "sync",
         "system",
@@ -75,9 +80,23 @@ SERVER_MAY = {
     "types",
     "clock",
     "version",
+    "commands",
+    "remote_config",
 }
 ROUTES_MAY_NOT_BE_IMPORTED_BELOW = {"starlette", "uvicorn"}
-LOGIC = {"fleet", "registry", "deployments", "ingest", "drifthub", "reports", "db", "store", "models"}
+LOGIC = {
+    "fleet",
+    "registry",
+    "deployments",
+    "commands",
+    "settings",
+    "ingest",
+    "drifthub",
+    "reports",
+    "db",
+    "store",
+    "models",
+}
 
 
 def imports_of(path: Path, package: str) -> set[str]:

@@ -36,7 +36,7 @@ from tinysphere.ingest import DEPLOYMENT_STATES
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-RECORD_TYPES = {"alarm", "label", "deployment", "summary", "device", "gap"}
+RECORD_TYPES = {"alarm", "label", "deployment", "summary", "device", "gap", "command_result", "config_result"}
 UNREAD_TYPES = {"sample"}  # the server stores them as they are
 WIRE_TYPES = [
     wire.SyncRequest,

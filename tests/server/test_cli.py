@@ -116,6 +116,20 @@ def test_data_scientists_and_engineers_work_over_http(server: Sphere, tmp_path: 
     assert "watch-01" in run("devices", **environment).stdout
     labelled = json.loads(run("device", device, "--label", "site=berlin", "--json", **environment).stdout)
     assert labelled["labels"] == {"site": "berlin"}
+    given = run("command", "site=berlin", "capture", "--arg", "windows=3", "--arg", "model=activity", **environment)
+    number = given.stdout.split()[1].rstrip(":")
+    assert "matches no device" in run("command", "site=rome", "ping", code=1, **environment).stderr
+    assert "KEY=VALUE" in run("command", "all", "ping", "--arg", "x", code=2, **environment).stderr
+    assert "capture" in run("commands", **environment).stdout
+    shown = json.loads(run("commands", number, "--json", **environment).stdout)
+    assert shown["args"] == {"model": "activity", "windows": 3} and shown["states"] == {"waiting": 1}
+    (tmp_path / "fleet.toml").write_text("[server]\nsync_interval_s = 5\n")
+    assert "version 1 for all" in run("config", "set", str(tmp_path / "fleet.toml"), **environment).stdout
+    assert json.loads(run("config", "show", **environment).stdout)["settings"] == {"server": {"sync_interval_s": 5}}
+    (tmp_path / "fleet.toml").write_text("[server]\ninsecure = true\n")
+    assert (
+        "settings.server.insecure" in run("config", "set", str(tmp_path / "fleet.toml"), code=1, **environment).stderr
+    )
     assert "aborted" in run("abort", "1", **environment).stdout
 
 

@@ -42,6 +42,18 @@ def test_a_script_uploads_deploys_and_reads(server: Sphere, tmp_path: Path) -> N
             client.event(3)
 
 
+def test_a_script_gives_commands_and_sets_what_devices_do(server: Sphere) -> None:
+    with Client(server.url, server.token) as client:
+        assert client.config()["version"] == 0
+        assert client.set_config({"server": {"sync_interval_s": 5}})["version"] == 1
+        assert client.set_config({})["version"] == 2 and client.config()["settings"] == {}
+        with pytest.raises(ClientError, match="matches no device"):
+            client.command("all", "ping")
+        with pytest.raises(ClientError, match="no command 7"):
+            client.command_state(7)
+        assert client.commands() == []
+
+
 def test_addresses_that_are_not_safe_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ClientError, match="--insecure"):
         Client("http://192.0.2.1", "t")

@@ -122,6 +122,20 @@ def test_reopening_keeps_the_instance_and_a_newer_schema_is_refused(tmp_path: Pa
         Database(tmp_path / "noise.db")
 
 
+def test_a_database_of_schema_2_gets_the_tables_of_3_and_keeps_its_rows(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    db = Database(path)
+    db.write(note("before"))
+    new = ("command", "device_command", "config_version", "device_config")
+    db.write(lambda connection: [connection.execute(f"DROP TABLE {name}") for name in new] and None)
+    db.write(lambda connection: connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema'") and None)
+    db.close()
+    db = Database(path)
+    assert db.read(lambda connection: meta(connection, "schema")) == "3" and notes(db) == ["before"]
+    assert all(db.read(lambda connection, name=name: rows(connection, f"SELECT * FROM {name}")) == [] for name in new)
+    db.close()
+
+
 def test_a_full_disk_stores_nothing_and_the_server_goes_on(tmp_path: Path) -> None:
     child = """
 import pathlib, resource, signal, sys

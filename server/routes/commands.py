@@ -1,0 +1,79 @@
+"""Commands, and the configuration that the server sets."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from .. import commands, fleet, settings
+from ..db import Page
+from ..idempotency import once
+from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
+
+
+async def create_command(call: Call) -> Answer:
+    """Give a command to the devices that a selector matches."""
+    key, request = call.request.headers.get("idempotency-key"), b"POST commands " + msgspec.json.encode(call.body)
+    now_s, who = call.now_s, call.who
+
+    def create() -> bytes:
+        return once(
+            call.server.db,
+            who,
+            key,
+            request,
+            now_s,
+            lambda connection: msgspec.json.encode(commands.create_in(connection, call.body, who, now_s)),
+        )
+
+    return Answer(msgspec.Raw(await call.run(create)), 201)
+
+
+async def list_commands(call: Call) -> Answer:
+    """Commands, newest first."""
+    page = await call.run(commands.list_commands, call.server.db, call.text("cursor"), call.limit(), call.now_s)
+    return Answer(page, headers=page_headers(call, page.next))
+
+
+async def get_command(call: Call) -> Answer:
+    """One command with each device's answer."""
+    return Answer(await call.run(commands.get_command, call.server.db, call.number_in_path("id"), call.now_s))
+
+
+async def get_config(call: Call) -> Answer:
+    """A scope's settings, and what devices made of them."""
+    view = await call.run(settings.get, call.server.db, call.path("scope"))
+    return Answer(view, headers={"ETag": fleet.etag(view.version)})
+
+
+async def put_config(call: Call) -> Answer:
+    """Set a scope's settings."""
+    match = call.request.headers.get("if-match")
+    view = await call.run(settings.put, call.server.db, call.path("scope"), call.body, match, call.who, call.now_s)
+    return Answer(view, headers={"ETag": fleet.etag(view.version)})
+
+
+ROUTES: Final = (
+    Route(
+        "POST", f"{API}/commands", create_command, "Give a command to a selector of devices", "devices:write",
+        answer=commands.CommandView, body=commands.CommandRequest, problems=(409,), headers=("Idempotency-Key",),
+        statuses={201: "given, or given before with this key"},
+    ),
+    Route(
+        "GET", f"{API}/commands", list_commands, "Commands, newest first", "read",
+        answer=Page[commands.CommandView], query=LIST_PARAMS,
+    ),
+    Route(
+        "GET", f"{API}/commands/{{id}}", get_command, "One command with each device's answer", "read",
+        answer=commands.CommandView, problems=(404,),
+    ),
+    Route(
+        "GET", f"{API}/config/{{scope}}", get_config, "What the server sets of devices' configuration", "read",
+        answer=settings.SettingsView, problems=(404,),
+    ),
+    Route(
+        "PUT", f"{API}/config/{{scope}}", put_config, "Set a part of devices' configuration", "devices:write",
+        answer=settings.SettingsView, body=settings.SettingsRequest, problems=(404, 412, 428), headers=("If-Match",),
+    ),
+)  # fmt: skip
