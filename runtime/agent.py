@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +29,14 @@ from .files import device_error, read_bounded, write_atomic
 from .http import HttpClient
 from .identity import Identity
 from .journal import Journal
+from .keys import BUILT_S
 from .manifest import PACKAGE_BYTES_MAX
 from .monitors import MonitorSet, build_monitors
 from .package import Package
 from .pipeline import Pipeline
 from .probe import probe
 from .remote_config import RemoteConfig
+from .schedule import Schedule, parse_hours
 from .slots import Event, Held, Slot, State, boot, check_rollback, mark_failed, revoke, step, unstage
 from .store import SlotStore
 from .sync import Known, Post, Sync, read_refusal
@@ -41,7 +44,6 @@ from .trial import PASSED, Counts, Trial, TrialBounds, p95
 from .types import Json, Record
 from .version import __version__
 from .wire import (
-    STREAMS,
     SYNC_BYTES_MAX,
     SYNC_RECORDS_MAX,
     Anchor,
@@ -142,6 +144,12 @@ class Agent:
             known=self._load_known(),
             format=config.server.format,
             gzip=config.server.gzip,
+        )
+        self.schedule = Schedule(
+            metered=config.server.metered,
+            details_interval_s=config.server.details_interval_s,
+            details_hours=parse_hours(config.server.details_hours),
+            bytes_per_day=config.server.bytes_per_day,
         )
         self._turned_s = clock.monotonic_s()
         self.reconfigured: Callable[[DeviceConfig], object] | None = None  # what a device does with a new configuration
@@ -396,8 +404,12 @@ class Agent:
             )
         return self._http
 
-    def sync_now(self, *, progress: Callable[[int], object] | None = None) -> int:
+    def sync_now(self, *, progress: Callable[[int], object] | None = None, everything: bool = True) -> int:
         """Sync until nothing is waiting; returns the number of records that the server acknowledged.
+
+        Args:
+            progress: told the records acknowledged so far.
+            everything: details too when their schedule lets them wait, because a person wants it so.
 
         Raises:
             ServerError: it could not be reached or refused; nothing is lost, the records stay.
@@ -406,7 +418,7 @@ class Agent:
         settled = 0
         for _ in range(ROUNDS_MAX):
             with self._lock:
-                count, waiting = self._round_trip()
+                count, waiting = self._round_trip(everything)
             settled += count
             if progress is not None:
                 progress(settled)
@@ -414,16 +426,25 @@ class Agent:
                 break
         return settled
 
-    def _round_trip(self) -> tuple[int, bool]:
-        now_s = self._clock.monotonic_s()
+    def _batch(self, has_details: bool, now_s: float) -> tuple[Post, int]:
+        """What to post next, and how many records it carries."""
         bytes_max = self.sync.batch_bytes
         events = self._journal.read("events", SYNC_RECORDS_MAX // 2, bytes_max // 2)
-        details = self._journal.read("details", SYNC_RECORDS_MAX - len(events), bytes_max // 2 if events else bytes_max)
+        details = []
+        if has_details:
+            rest = bytes_max // 2 if events else bytes_max
+            details = self._journal.read("details", SYNC_RECORDS_MAX - len(events), rest)
         post = self._request(events, details, now_s)
         while len(post.body) > SYNC_BYTES_MAX and len(events) + len(details) > 1:
             # JSON can be several times what the journal counts: send the older half.
             events, details = events[: (len(events) + 1) // 2], details[: len(details) // 2]
             post = self._request(events, details, now_s)
+        return post, len(events) + len(details)
+
+    def _round_trip(self, everything: bool) -> tuple[int, bool]:
+        now_s = self._clock.monotonic_s()
+        has_details = everything or self.schedule.allows_details(now_s, self._minute())
+        post, sent = self._batch(has_details, now_s)
         try:
             answer = self._client().request("POST", "/api/v1/sync", post.body, post.headers)
             if answer.status != 200:
@@ -433,6 +454,7 @@ class Agent:
             self.last_error = f"{error}; {PERMANENT_ADVICE}" if error.permanent else str(error)
             raise
         known = self.sync.known
+        self.schedule.note(now_s, len(post.body) + len(answer.body), details_ended=False)
         try:
             outcome = self.sync.receive(answer.body, answer.headers, now_s)
         except WireError as error:
@@ -462,8 +484,19 @@ class Agent:
         self._attempt(self.downlink.tick)
         if not outcome.acked and self.downlink.answered == answered:
             return 0, False
-        count = len(events) + len(details) if outcome.acked else 0
-        return count, any(self._journal.read(stream, 1, 1) for stream in STREAMS)
+        is_over = has_details and not self._journal.read("details", 1, 1)
+        if is_over:
+            self.schedule.note(now_s, 0, details_ended=True)
+        waiting = bool(self._journal.read("events", 1, 1)) or (has_details and not is_over)
+        return sent if outcome.acked else 0, waiting
+
+    def _minute(self) -> int | None:
+        """Of the local day, by this machine's clock as the server corrected it; None while neither is believed."""
+        wall_s = self._clock.wall_s() + (self.clock_offset_s or 0.0)
+        if self.clock_offset_s is None and wall_s < BUILT_S:
+            return None
+        local = time.localtime(wall_s)
+        return 60 * local.tm_hour + local.tm_min
 
     def _request(self, events: list[Record], details: list[Record], now_s: float) -> Post:
         return self.sync.request(
@@ -583,7 +616,7 @@ class Agent:
             if self.also is not None:
                 self._attempt(self.also)
         if self._identity is not None and self._identity.device_id and now_s >= self.sync.next_s:
-            self._attempt(self.sync_now)
+            self._attempt(lambda: self.sync_now(everything=False))
 
     def _attempt(self, action: Callable[[], object]) -> None:
         try:

@@ -12,6 +12,7 @@ from .checks import Fields
 from .errors import ConfigError
 from .files import read_bounded
 from .manifest import NAME
+from .schedule import parse_hours
 from .wire import Format, check_format
 
 CONFIG_BYTES_MAX = 1 << 20
@@ -27,6 +28,7 @@ class ServerConfig:
         gzip: whether it is compressed when that helps.
         ca_file, client_cert, client_key: PEM; the authority, and who this device is to a server that wants to see a
             certificate.
+        metered, details_interval_s, details_hours, bytes_per_day: when details may travel; see `tinylcm.schedule`.
         proxy: `http://host:port`, or `environment` for what HTTPS_PROXY and NO_PROXY say.
     """
 
@@ -41,6 +43,10 @@ class ServerConfig:
     proxy: str = ""
     client_cert: str = ""
     client_key: str = ""
+    metered: bool = False
+    details_interval_s: float = 21600.0
+    details_hours: str = ""
+    bytes_per_day: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +153,15 @@ def _server(fields: Fields) -> ServerConfig:
         proxy=fields.text("proxy", default.proxy, length_max=4096),
         client_cert=fields.text("client_cert", default.client_cert, length_max=4096),
         client_key=fields.text("client_key", default.client_key, length_max=4096),
+        metered=fields.typed("metered", bool, default.metered),
+        details_interval_s=fields.number("details_interval_s", default.details_interval_s, low=1.0, high=30 * 86400),
+        details_hours=fields.text("details_hours", default.details_hours),
+        bytes_per_day=fields.natural("bytes_per_day", default.bytes_per_day),
     )
+    try:
+        parse_hours(config.details_hours)
+    except ConfigError as error:
+        raise fields.fail("details_hours", str(error)) from error
     if config.client_key and not config.client_cert:
         raise fields.fail("client_key", "needs client_cert, whose key it is")
     if config.backoff_max_s < config.backoff_min_s:
@@ -254,6 +268,10 @@ gzip = true                   # compress what is sent when that helps
 proxy = ""                    # http://host:port, or "environment" for HTTPS_PROXY and NO_PROXY
 client_cert = ""              # PEM, for a server that wants to see a certificate
 client_key = ""               # PEM, when client_cert does not hold it
+metered = false               # true: metrics and samples go once in details_interval_s; events go always
+details_interval_s = {server.details_interval_s}
+details_hours = ""            # such as "01:00-05:00": metrics and samples only then, local time; empty: always
+bytes_per_day = {server.bytes_per_day}             # of syncs; beyond it metrics and samples wait; 0: no bound
 
 [journal]
 journal_bytes_max = {journal.journal_bytes_max}  # the whole journal on disk; the oldest details give way

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.source_tree
 
 BOTTOM = {
     "errors", "types", "checks", "clock", "version", "files", "wire", "config", "keys", "package", "manifest",
-    "preprocess", "arrays", "capture", "keyring", "statements", "commands", "remote_config",
+    "preprocess", "arrays", "capture", "keyring", "statements", "commands", "remote_config", "schedule",
 }  # fmt: skip
 # What each room of the runtime may import from, beside the bottom and `_ext`. Downwards only.
 RUNTIME = {
@@ -64,7 +64,7 @@ RUNTIME = {
         "system",
     },
 }  # fmt: skip
-PURE = {"slots", "summaries", "sync", "trial", "wear"}
+PURE = {"schedule", "slots", "summaries", "sync", "trial", "wear"}
 FORBIDDEN_IN_PURE = {"socket", "pathlib", "os", "time", "urllib3", "datetime", "subprocess", "threading", "sqlite3"}
 SERVER_MAY = {
     "wire",

@@ -323,3 +323,28 @@ def test_a_short_run_confirms_its_trial(config: DeviceConfig) -> None:
         for _ in range(5):
             device.model("gesture").infer([1, 2, 3])
     assert SlotStore(config.data, config.data / "trust").read("gesture").state is State.CONFIRMED
+
+
+def test_on_a_metered_link_events_go_and_details_wait_but_not_for_a_person(
+    peer: Peer, config: DeviceConfig, clock: ManualClock
+) -> None:
+    server = replace(config.server, metered=True, details_interval_s=1000.0, sync_interval_s=10.0)
+    with scripted_server(peer.answer) as (url, _):
+        save_identity(config.data / "identity.json", Identity("s" * 64, url, "sha256:" + "0" * 64, "d" + "a" * 12))
+        with Device.open(replace(config, server=server), clock=clock, background=False) as device:
+
+            def turn(seconds: float) -> list[str]:
+                peer.records.clear()
+                for stream in ("events", "details"):
+                    device.journal.append(stream, "note", {})  # type: ignore[arg-type]
+                device.journal.flush()
+                clock.advance(seconds)
+                device.agent.tick()
+                return [record["type"] for record in peer.records if record["type"] == "note"]
+
+            assert turn(60.0) == ["note", "note"]  # nothing went before: details may go
+            assert turn(60.0) == turn(60.0) == ["note"]
+            device.sync()
+            assert len(peer.records) >= 3  # a person asked for it
+            assert turn(60.0) == ["note"]
+            assert turn(1000.0) == ["note"] * 3
