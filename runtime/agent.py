@@ -42,6 +42,7 @@ from .store import SlotStore
 from .sync import Known, Post, Sync, read_refusal
 from .trial import PASSED, Counts, Trial, TrialBounds, p95
 from .types import Json, Record
+from .upload import Spool
 from .version import __version__
 from .wire import (
     SYNC_BYTES_MAX,
@@ -145,6 +146,7 @@ class Agent:
             format=config.server.format,
             gzip=config.server.gzip,
         )
+        self.blobs = Spool(config.data / "blobs")
         self.schedule = Schedule(
             metered=config.server.metered,
             details_interval_s=config.server.details_interval_s,
@@ -424,7 +426,22 @@ class Agent:
                 progress(settled)
             if not waiting:
                 break
+        if everything or self.schedule.allows_details(self._clock.monotonic_s(), self._minute()):
+            self._send_blobs()
         return settled
+
+    def _send_blobs(self) -> None:
+        """Upload what no record can hold. Its failure is not that of the sync: the records are settled."""
+        if not self.blobs.pending():
+            return
+        try:
+            now_s = self._clock.monotonic_s()
+            self.blobs.send(
+                self._client(), progress=lambda count: self.schedule.note(now_s, count, details_ended=False)
+            )
+        except (ServerError, DeviceError) as error:
+            self.last_error = f"a blob could not be uploaded and waits: {error}"
+            _log.warning("%s", self.last_error)
 
     def _batch(self, has_details: bool, now_s: float) -> tuple[Post, int]:
         """What to post next, and how many records it carries."""

@@ -26,6 +26,9 @@ PRIVACY: Final = ("full", "features", "hashed", "none")
 WAITING_MAX: Final = 256  # kept windows that no one has fetched yet
 SAMPLE_VALUES_MAX: Final = 1 << 26
 SAMPLE_BYTES_MAX: Final = 240 << 10  # of one kept window as a record; the journal takes 256 KiB
+BLOB_BYTES_MIN: Final = 160 << 10  # compressed; from here on a window is kept beside its record where that is possible
+BLOB_BYTES_MAX: Final = 4 << 20
+WAITING_BYTES_MAX: Final = 16 << 20  # of those, until somebody fetches them
 DAY_S: Final = 86_400.0
 HOUR_S: Final = 3_600.0
 
@@ -108,7 +111,7 @@ class _Kept:
 
     payload: dict[str, Json]
     size: int
-    reserved: bool = False
+    blob: bytes = b""  # its bytes, when no record can hold them
 
 
 class Capturer:
@@ -120,12 +123,15 @@ class Capturer:
         clock: monotonic time for the budget: no wall clock can refill it.
         salt: key of the hashes, a secret of this device.
         seed: of the reservoir's random numbers.
+        keep_blob: stores what no record can hold, and says whether it has; called by `flush` alone. Without it such
+            windows are refused.
 
     `offer` does no I/O and, for a window that is not kept, no copy but the pre-roll's. Another thread may call `flush`.
 
     Attributes:
         kept: windows handed over or waiting, by reason.
-        refused: windows that a rule wanted and the budget, or the size of one record (240 KiB), did not allow.
+        refused: windows that a rule wanted and the budget, or the size of one record (240 KiB; 4 MiB where large ones
+            are kept beside their records), did not allow.
         lost: windows given up because nobody flushed.
     """
 
@@ -137,10 +143,11 @@ class Capturer:
         *,
         salt: bytes = b"",
         seed: int | None = None,
+        keep_blob: Callable[[bytes], bool] | None = None,
     ) -> None:
         self.policy = self._wanted = policy
         self._asked, self._asked_model = 0, ""
-        self._emit, self._clock, self._salt = emit, clock, salt[:64]
+        self._emit, self._clock, self._salt, self._keep_blob = emit, clock, salt[:64], keep_blob
         self._lock = threading.Lock()
         self._random = random.Random(seed)  # noqa: S311 - a sample, not a secret
         self._waiting: deque[_Kept] = deque()
@@ -257,7 +264,9 @@ class Capturer:
                 self._keep(self._pre[place], prediction, ["pre_roll"])
             self._pre_predictions[place] = None
 
-    def _payload(self, window: NDArray[np.float32], prediction: Prediction, reasons: list[str]) -> dict[str, Json]:
+    def _payload(
+        self, window: NDArray[np.float32], prediction: Prediction, reasons: list[str]
+    ) -> tuple[dict[str, Json], bytes]:
         privacy = self.policy.privacy
         payload: dict[str, Json] = {
             "prediction": prediction.id,
@@ -274,28 +283,34 @@ class Capturer:
         if privacy == "full":
             kind, packed = _pack(window, content)
             payload["encoding"] = f"zlib+base64 of {kind}"
-            payload["data"] = base64.b64encode(zlib.compress(packed, 1)).decode("ascii")
+            data = zlib.compress(packed, 1)
+            if self._keep_blob is not None and len(data) > BLOB_BYTES_MIN:
+                payload["encoding"], payload["blob"] = f"zlib of {kind}", hashlib.sha256(data).hexdigest()
+                return payload, data
+            payload["data"] = base64.b64encode(data).decode("ascii")
         elif privacy == "features":
             mean, std = np.zeros(window.shape[1]), np.zeros(window.shape[1])
             window_moments(np.ascontiguousarray(window), mean, std)
             payload["mean"], payload["std"] = [*map(float, mean)], [*map(float, std)]
         else:
             payload["hash"] = hashlib.blake2b(content, digest_size=32, key=self._salt).hexdigest()
-        return payload
+        return payload, b""
 
     def _make(self, window: NDArray[np.float32], prediction: Prediction, reasons: list[str]) -> _Kept | None:
         """A kept window, paid for; None when the budget does not allow it."""
-        payload = self._payload(window, prediction, reasons)
-        size = sum(len(key) + len(str(value)) + 6 for key, value in payload.items())
+        payload, blob = self._payload(window, prediction, reasons)
+        size = len(blob) + sum(len(key) + len(str(value)) + 6 for key, value in payload.items())
         now_s = self._clock.monotonic_s()
         rate = self.policy.bytes_per_day / DAY_S
         self._budget = min(float(self.policy.bytes_per_day), self._budget + max(0.0, now_s - self._filled_s) * rate)
         self._filled_s = now_s
-        if size > min(self._budget, SAMPLE_BYTES_MAX):
+        waiting = sum(len(kept.blob) for kept in (*self._waiting, *self._pool)) if blob else 0
+        size_max = BLOB_BYTES_MAX if blob else SAMPLE_BYTES_MAX
+        if size > min(self._budget, size_max) or waiting + len(blob) > WAITING_BYTES_MAX:
             self.refused += 1
             return None
         self._budget -= size
-        return _Kept(payload, size)
+        return _Kept(payload, size, blob)
 
     def _keep(self, window: NDArray[np.float32], prediction: Prediction, reasons: list[str]) -> bool:
         with self._lock:
@@ -354,6 +369,9 @@ class Capturer:
             ready = list(self._waiting)
             self._waiting.clear()
         for kept in ready:
+            if kept.blob and not (self._keep_blob is not None and self._keep_blob(kept.blob)):
+                self.lost += 1
+                continue
             self._emit(kept.payload)
         return len(ready)
 
@@ -393,11 +411,12 @@ def _pack(window: NDArray[np.float32], content: bytes) -> tuple[str, bytes]:
     return "float32, little-endian", content
 
 
-def decode_sample(payload: Mapping[str, Json]) -> NDArray[np.float32]:
+def decode_sample(payload: Mapping[str, Json], blob: bytes | None = None) -> NDArray[np.float32]:
     """The window of a `sample` record, as the pipeline saw it.
 
     Args:
         payload: of a record that was kept with `privacy = "full"`.
+        blob: what its `blob` names, for a window that the record itself could not hold.
 
     Returns:
         float32 of the record's shape, `[samples, channels]`.
@@ -405,19 +424,26 @@ def decode_sample(payload: Mapping[str, Json]) -> NDArray[np.float32]:
     Raises:
         InputError: the record holds no window, or a damaged one.
     """
-    kinds = {"zlib+base64 of uint8": "u1", "zlib+base64 of float32, little-endian": "<f4"}
+    kinds = {"uint8": "u1", "float32, little-endian": "<f4"}
     data, shape, encoding = payload.get("data"), payload.get("shape"), payload.get("encoding")
-    if not isinstance(data, str) or encoding not in kinds:
+    form, _, kind_name = str(encoding).partition(" of ")
+    if "blob" in payload and blob is None:
+        raise InputError(f"the sample's window is the blob {payload['blob']}: fetch it and give it as `blob`")
+    if blob is not None and hashlib.sha256(blob).hexdigest() != payload.get("blob"):
+        raise InputError(f"the blob is not the one that the sample names: {payload.get('blob')!r}")
+    packed = data if blob is None else blob
+    if not isinstance(packed, str | bytes) or kind_name not in kinds or form not in ("zlib", "zlib+base64"):
         raise InputError(f"the sample holds no window: privacy {payload.get('privacy')!r}, encoding {encoding!r}")
     if not isinstance(shape, list) or not all(type(n) is int and 0 < n <= SAMPLE_VALUES_MAX for n in shape):
         raise InputError(f"a sample of shape {shape!r}")
-    kind = np.dtype(kinds[str(encoding)])
+    kind = np.dtype(kinds[kind_name])
     size = math.prod(n for n in shape if isinstance(n, int)) * kind.itemsize
     if size > SAMPLE_VALUES_MAX * kind.itemsize:
         raise InputError(f"a sample of shape {shape!r} has more than {SAMPLE_VALUES_MAX} values")
     unpacker = zlib.decompressobj()
     try:
-        content = unpacker.decompress(base64.b64decode(data, validate=True), size + 1)
+        raw = base64.b64decode(packed, validate=True) if isinstance(packed, str) else packed
+        content = unpacker.decompress(raw, size + 1)
     except (ValueError, zlib.error) as error:
         raise InputError(f"the sample is damaged: {error}") from error
     if len(content) != size:

@@ -20,7 +20,7 @@ from .checks import Fields
 from .clock import Clock, SystemClock
 from .commands import Args
 from .config import DeviceConfig, ModelConfig, load_config
-from .errors import ConfigError, ModelError, TinyLCMError, WireError
+from .errors import ConfigError, DeviceError, ModelError, TinyLCMError, WireError
 from .files import list_files, make_folder, read_bounded, write_atomic
 from .http import HttpClient, check_url, fetch_ca
 from .identity import Identity, Join, load_identity, new_identity, save_identity
@@ -190,7 +190,11 @@ class Device:
         key = b"" if self.identity is None else self.identity.key.encode()
         salt = hashlib.blake2b(key, person=b"tinylcm-capture").digest()
         capturer = Capturer(
-            self.config.capture, lambda payload: self._sink.emit("details", "sample", payload), self._clock, salt=salt
+            self.config.capture,
+            lambda payload: self._sink.emit("details", "sample", payload),
+            self._clock,
+            salt=salt,
+            keep_blob=self._keep_blob,
         )
         path = self.config.data / "capture.json"
         if path.is_file():
@@ -200,6 +204,15 @@ class Device:
                 _log.warning("%s is damaged (%s): nothing is kept until its budget has grown again", path, error)
                 capturer.restore(None)
         return capturer
+
+    def _keep_blob(self, data: bytes) -> bool:
+        """Put the bytes of a window that no record can hold where the agent uploads them from."""
+        try:
+            self.agent.blobs.keep(data)
+        except DeviceError as error:
+            _log.warning("a captured window is not kept: %s", error)
+            return False
+        return True
 
     def flush_capture(self, *, force: bool = False) -> None:
         """Journal the inputs that wait to be kept, and note what is left of their budget."""

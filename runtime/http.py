@@ -166,14 +166,19 @@ class HttpClient:
         """Send a request and read the whole answer.
 
         Raises:
-            ServerError: unreachable, or the answer is larger than `ANSWER_BYTES_MAX`.
+            ServerError: unreachable, or the answer is cut off or larger than `ANSWER_BYTES_MAX`.
         """
         with self._open(method, path, body, headers or {}) as response:
             data = response.read(ANSWER_BYTES_MAX + 1, decode_content=False)
             if len(data) > ANSWER_BYTES_MAX:
                 response.close()
                 raise ServerError(f"the answer of {self._base} is larger than {ANSWER_BYTES_MAX} bytes")
-            return Answer(response.status, _lower(response.headers), data)
+            found = _lower(response.headers)
+            announced = found.get("content-length", "")
+            if method != "HEAD" and announced.isdigit() and len(data) < int(announced):
+                response.close()
+                raise ServerError(f"the answer of {self._base} was cut off after {len(data)} of {announced} bytes")
+            return Answer(response.status, found, data)
 
     @contextmanager
     def download(self, path: str, offset: int) -> Iterator[tuple[int, Mapping[str, str], Iterator[bytes]]]:

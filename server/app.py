@@ -26,7 +26,7 @@ from tinylcm.errors import TinyLCMError
 from .config import ServerConfig
 from .db import Database
 from .errors import NotFoundError, TinySphereError, problem_of
-from .routes import admin, commands, deployments, devices, drift, machines, models, pages
+from .routes import admin, blobs, commands, deployments, devices, drift, machines, models, pages
 from .routes.table import ProblemDocument, Route, Server, endpoint, openapi
 from .store import FolderStore
 
@@ -35,6 +35,7 @@ STATIC: Final = Path(__file__).parent / "static"
 ROUTES: Final[tuple[Route, ...]] = (
     *devices.ROUTES,
     *models.ROUTES,
+    *blobs.ROUTES,
     *deployments.ROUTES,
     *commands.ROUTES,
     *drift.ROUTES,

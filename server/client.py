@@ -184,6 +184,13 @@ class Client:
             status, _, data = self._send("POST", f"/api/v1/models/{quote(model, safe='')}/versions", body, headers)
         return self._read(status, data)
 
+    def blob(self, sha256: str) -> bytes:
+        """The bytes of a blob that a device uploaded, such as the window of a large sample."""
+        status, _, data = self._send("GET", f"/api/v1/blobs/{quote(sha256, safe='')}", None, {})
+        if status != 200:
+            self._read(status, data)  # raises what the server says
+        return data
+
     def deploy(self, model: str, version: str, selector: str = "all", *, key: str | None = None) -> Fields:
         """Deploy a version; `key` makes a repeated call the same deployment."""
         body = {"model": model, "version": version, "selector": selector}

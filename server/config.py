@@ -18,6 +18,7 @@ class ServerConfig:
         writer_group_max: jobs in one commit.
         writer_timeout_s: how long a request waits for its commit.
         json_bytes_max, sync_bytes_max, package_bytes_max: bodies of ordinary requests, of syncs and of uploads.
+        blob_bytes_max, device_blobs_bytes_max: one blob that a device uploads, and all of one device.
         next_sync_s: when devices are told to come back.
         session_s: life of a dashboard session.
         page_items_max: items in one page of a list.
@@ -36,6 +37,8 @@ class ServerConfig:
     json_bytes_max: int = 1 << 20
     sync_bytes_max: int = 4 << 20
     package_bytes_max: int = PACKAGE_BYTES_MAX
+    blob_bytes_max: int = 16 << 20
+    device_blobs_bytes_max: int = 1 << 30
     next_sync_s: float = 30.0
     session_s: int = 12 * 3600
     page_items_max: int = 500

@@ -332,6 +332,19 @@ class DeviceCommand(Model):
         without_rowid = True
 
 
+class Blob(Model):
+    """A blob that a device has uploaded; its file is the store's."""
+
+    device = TextField()
+    sha256 = TextField(index=True)
+    size = BigIntegerField()
+    created_at = FloatField()
+
+    class Meta:
+        primary_key = CompositeKey("device", "sha256")
+        without_rowid = True
+
+
 class ConfigVersion(Model):
     """Settings for the devices of a scope; the newest of a scope counts."""
 
@@ -382,4 +395,5 @@ TABLES: Final[tuple[type[Model], ...]] = (
     DeviceCommand,
     ConfigVersion,
     DeviceConfig,
+    Blob,
 )

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 from tinylcm.files import fsync_folder, make_folder
 
@@ -16,6 +16,12 @@ from .db import storage_error
 from .errors import StorageError, TooLargeError
 
 _PREFIX: Final = ".upload-"
+
+
+class Finished(Protocol):
+    """A file beside the store, whole and durable."""
+
+    path: Path
 
 
 class Upload:
@@ -102,15 +108,15 @@ class FolderStore:
         """Where a blob is or would be."""
         return self.folder / sha256[:2] / sha256
 
-    def put(self, upload: Upload, sha256: str) -> Path:
+    def put(self, upload: Finished, sha256: str) -> Path:
         """Give a finished upload its name, durably.
 
         Raises:
             StorageError: the disk refuses.
         """
         target = self.path(sha256)
-        make_folder(target.parent, private=True)
         try:
+            make_folder(target.parent, private=True)
             upload.path.replace(target)
             fsync_folder(target.parent)
         except OSError as error:

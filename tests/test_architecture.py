@@ -55,9 +55,10 @@ RUNTIME = {
     "probe": {"pipeline"},
     "publish": {"loading", "pipeline", "window"},
     "downlink": {"journal"},
+    "upload": {"http", "sync"},
     "agent": {
         "backends", "downlink", "http", "identity", "journal", "monitors", "pipeline", "probe", "slots", "store",
-        "sync", "trial",
+        "sync", "trial", "upload",
     },
     "device": {
         "agent", "http", "identity", "journal", "loading", "metrics", "pipeline", "slots", "status", "store", "sync",
@@ -88,6 +89,7 @@ LOGIC = {
     "fleet",
     "registry",
     "deployments",
+    "blobs",
     "commands",
     "settings",
     "ingest",

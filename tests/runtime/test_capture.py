@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import threading
 import zlib
@@ -362,3 +363,47 @@ def test_a_device_without_a_policy_keeps_nothing(config: DeviceConfig) -> None:
         device.model("gesture").infer([1, 2, 3])
         assert device.status()["capture"] is None
     assert not (config.data / "capture.json").exists()
+
+
+# Windows that no record can hold
+
+LARGE = np.random.default_rng(1).normal(size=(40_000, 3)).astype(np.float32)
+
+
+def test_a_window_that_no_record_can_hold_is_kept_beside_its_record() -> None:
+    blobs: list[bytes] = []
+    policy = CapturePolicy(every_nth=1, bytes_per_day=10 << 20)
+    kept = Kept(policy, keep_blob=lambda data: blobs.append(data) is None)
+    assert kept.capturer.offer(LARGE, predicted())
+    assert blobs == []  # nothing is written before it is flushed
+    kept.capturer.flush()
+    payload = kept.payloads[0]
+    assert payload["blob"] == hashlib.sha256(blobs[0]).hexdigest() and "data" not in payload
+    assert np.array_equal(decode_sample(dict(payload), blobs[0]), LARGE)
+    with pytest.raises(InputError, match="fetch it and give it"):
+        decode_sample(dict(payload))
+    with pytest.raises(InputError, match="not the one that the sample names"):
+        decode_sample(dict(payload), blobs[0][:-1])
+    small = Kept(policy, keep_blob=lambda data: pytest.fail("a small window is no blob"))
+    assert small.capturer.offer(WINDOW, predicted()) and small.capturer.flush() == 1
+
+
+def test_without_a_place_for_it_a_large_window_is_refused_and_a_failing_place_loses_it() -> None:
+    policy = CapturePolicy(every_nth=1, bytes_per_day=10 << 20)
+    without = Kept(policy)
+    assert not without.capturer.offer(LARGE, predicted()) and without.capturer.refused == 1
+    failing = Kept(policy, keep_blob=lambda data: False)
+    assert failing.capturer.offer(LARGE, predicted())
+    failing.capturer.flush()
+    assert failing.payloads == [] and failing.capturer.lost == 1
+
+
+def test_large_windows_that_wait_are_bounded_and_paid_from_the_budget() -> None:
+    budget = CapturePolicy(every_nth=1, bytes_per_day=600_000)
+    kept = Kept(budget, keep_blob=lambda data: True)
+    assert [kept.capturer.offer(LARGE, predicted(n)) for n in range(3)] == [True, False, False]
+    many = Kept(CapturePolicy(every_nth=1, bytes_per_day=1 << 30), keep_blob=lambda data: True)
+    answers = [many.capturer.offer(LARGE, predicted(n)) for n in range(60)]
+    assert 10 < sum(answers) < 60 and not answers[-1]
+    many.capturer.flush(force=True)
+    assert many.capturer.offer(LARGE, predicted(61))

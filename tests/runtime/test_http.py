@@ -76,6 +76,14 @@ def test_an_endless_answer_is_cut_off() -> None:
         client.close()
 
 
+def test_an_answer_that_is_cut_off_is_a_server_error() -> None:
+    with scripted_server(lambda request: Reply(body=b"x" * 100, cut_after=40)) as (url, _):
+        client = HttpClient(url)
+        with pytest.raises(ServerError, match="cut off after 40 of 100 bytes"):
+            client.request("GET", "/")
+        client.close()
+
+
 def test_a_download_that_breaks_is_a_server_error() -> None:
     with scripted_server(lambda request: Reply(body=b"x" * 1000, cut_after=10)) as (url, seen):
         client = HttpClient(url, ServerConfig(timeout_s=2))

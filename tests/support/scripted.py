@@ -50,13 +50,15 @@ def scripted_server(answer: Callable[[Request], Reply]) -> Iterator[tuple[str, l
                 self.send_header(name, value)
             self.send_header("Content-Length", str(len(reply.body)))
             self.end_headers()
+            if self.command == "HEAD":
+                return
             if reply.cut_after is None:
                 self.wfile.write(reply.body)
             else:
                 self.wfile.write(reply.body[: reply.cut_after])
                 self.close_connection = True
 
-        do_GET = do_POST = do_PUT = _serve
+        do_GET = do_HEAD = do_POST = do_PUT = _serve
 
         def log_message(self, format: str, *args: object) -> None:
             pass
