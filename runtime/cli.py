@@ -267,6 +267,7 @@ def _running_lines(running: dict[str, Any] | None) -> list[str]:
     if temperature is not None or throttled:
         shown = "" if temperature is None else f"{temperature:.0f} C"
         lines.append(f"machine  {shown}{', held back by heat or voltage' if throttled else ''}")
+    lines += _journal_lines(running["journal"])
     for name, model in running["models"].items():
         total, samples = model["latency"]["total"], model["samples"]
         lines.append(
@@ -274,6 +275,27 @@ def _running_lines(running: dict[str, Any] | None) -> list[str]:
             f"p50 {total['p50_us']:.0f} us, p99 {total['p99_us']:.0f} us, {model['errors']} errors, "
             f"{samples['dropped']} samples dropped, {samples['gaps']} gaps"
         )
+    return lines
+
+
+def _journal_lines(journal: dict[str, Any]) -> list[str]:
+    """What waits and what was lost in this process, and what a day costs the flash card."""
+    lines = []
+    for stream in ("events", "details"):
+        state = journal[stream]
+        lost = [
+            f"{state[key]} {key}" for key in ("dropped", "merged", "overflowed", "refused", "damaged") if state[key]
+        ]
+        text = f"{state['unacknowledged']} wait for the server, {state['queued']} for the disk"
+        lines.append(f"{stream:<8} {text}{', ' if lost else ''}{', '.join(lost)}")
+        if state["failed"]:
+            lines.append(f"         the disk does not take them: {state['failed']}")
+    wear = journal["wear"]
+    if wear["projected_bytes_per_day"] is not None:
+        budget = wear["budget_bytes_per_day"]
+        of_budget = f" of {budget / 1e6:.0f} MB" if budget else ""
+        stretched = f", so details wait {wear['commit_interval_s']:.0f} s" if wear["stretched"] else ""
+        lines.append(f"flash    about {wear['projected_bytes_per_day'] / 1e6:.0f} MB{of_budget} a day{stretched}")
     return lines
 
 

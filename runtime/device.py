@@ -318,6 +318,7 @@ class Device:
             "models": models,
             "system": asdict(self._system.read()),
             "journal_bytes": journal_bytes(self.config.data),
+            "journal": asdict(self.journal.stats()),
             "capture": None if self._capturer is None else self._capturer.stats(),
             "last_error": self.agent.last_error,
         }

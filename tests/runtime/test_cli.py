@@ -231,6 +231,7 @@ def test_status_tells_of_the_process_that_runs_and_of_none(
         text = run(capsys, "status")
         document = json.loads(run(capsys, "status", "--json"))
     assert "model    activity 1.0.0 (trial)" in text and "running  activity 1.0.0: 1 windows" in text
+    assert "wait for the server, 0 for the disk" in text
     assert "process  " in text and "MiB" in text and "0 errors, 0 samples dropped, 0 gaps" in text
     running = document["running"]["models"]["activity"]
     assert running["windows"] == 1 and running["latency"]["total"]["p50_us"] > 0
