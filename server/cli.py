@@ -437,7 +437,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(commands, "deploy", _deploy, "deploy a version to devices", http=True)
     command.add_argument("model", help="the model's name")
     command.add_argument("version", help="an uploaded version")
-    command.add_argument("--selector", default="all", help="all, or key=value terms with commas (id, name, labels)")
+    command.add_argument("--selector", default="all", help="all, or such as 'site=berlin and ram_mb>=512'")
     _command(commands, "abort", _abort, "end a deployment", http=True).add_argument("id", type=int, help="its number")
     _command(commands, "devices", _devices, "the devices", http=True)
     command = _command(commands, "device", _device, "one device", http=True)
@@ -446,7 +446,7 @@ def make_parser() -> argparse.ArgumentParser:
     _command(commands, "models", _models, "the models", http=True)
     _command(commands, "deployments", _deployments, "the deployments", http=True)
     command = _command(commands, "command", _give_command, "have devices do something once", http=True)
-    command.add_argument("selector", help="all, or key=value terms with commas (id, name, labels)")
+    command.add_argument("selector", help="all, or such as 'site=berlin and ram_mb>=512'")
     command.add_argument(
         "name", help="ping, sync_now, flush, collect_status, rollback, reset_monitors, capture, log_level"
     )

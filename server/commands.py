@@ -18,10 +18,10 @@ from tinylcm.errors import WireError
 from tinylcm.types import Json
 from tinylcm.wire import finite
 
+from . import selectors
 from .auth import audit
 from .db import Connection, Database, Page, decode_cursor, paged, row, rows
 from .errors import InvalidError, NotFoundError
-from .fleet import matches, parse_selector
 
 DEVICES_MAX: Final = 100_000  # that one command may mean
 DEVICES_SHOWN_MAX: Final = 10_000
@@ -70,7 +70,7 @@ def create_in(connection: Connection, request: CommandRequest, who: str, now_s: 
         BadRequestError: the selector is malformed.
         InvalidError: there is no such command, an argument is wrong, or no device is meant.
     """
-    terms = parse_selector(request.selector)
+    selector = selectors.parse(request.selector)
     if not 0.0 < request.expires_in_s <= EXPIRES_S_MAX:
         raise InvalidError(f"expires_in_s: is {request.expires_in_s:g}, expected more than 0 and {EXPIRES_S_MAX:g}")
     try:
@@ -79,8 +79,14 @@ def create_in(connection: Connection, request: CommandRequest, who: str, now_s: 
         raise InvalidError(str(error)) from error
     meant = [
         found["id"]
-        for found in rows(connection, "SELECT id, name, labels FROM device ORDER BY id LIMIT ?", (DEVICES_MAX,))
-        if matches(terms, found["id"], found["name"], json.loads(found["labels"]))
+        for found in rows(
+            connection, "SELECT id, name, labels, capabilities FROM device ORDER BY id LIMIT ?", (DEVICES_MAX,)
+        )
+        if selector.matches(
+            selectors.facts_of(
+                found["id"], found["name"], json.loads(found["labels"]), json.loads(found["capabilities"])
+            )
+        )
     ]
     if not meant:
         raise InvalidError(f"selector: {request.selector!r:.100} matches no device; see `tinysphere devices`")

@@ -13,10 +13,10 @@ from typing import Final
 import msgspec
 from tinylcm.wire import Desired, DesiredModel
 
+from . import selectors
 from .auth import audit
 from .db import Connection, Database, Page, decode_cursor, meta, paged, raise_generation, row, rows
 from .errors import ForbiddenError, NotFoundError
-from .fleet import matches, parse_selector
 
 ACTIVE_MAX: Final = 10_000
 DEVICES_SHOWN_MAX: Final = 10_000
@@ -63,7 +63,7 @@ def create_in(connection: Connection, request: DeploymentRequest, who: str, now_
         BadRequestError: the selector is malformed.
         NotFoundError: the version was never uploaded.
     """
-    parse_selector(request.selector)
+    selectors.parse(request.selector)
     version = row(
         connection,
         "SELECT sha256 FROM model_version WHERE model = ? AND version = ?",
@@ -158,11 +158,12 @@ def list_deployments(db: Database, cursor: str | None, limit: int) -> Page[Deplo
 
 def desired_of(connection: Connection, device_id: str) -> Desired:
     """What a device should run."""
-    device = row(connection, "SELECT name, labels FROM device WHERE id = ?", (device_id,))
+    device = row(connection, "SELECT name, labels, capabilities FROM device WHERE id = ?", (device_id,))
     generation = int(meta(connection, "generation"))
     if device is None:
         return Desired(generation)
-    labels, chosen = json.loads(device["labels"]), {}
+    labels, capabilities = json.loads(device["labels"]), json.loads(device["capabilities"])
+    facts, chosen = selectors.facts_of(device_id, device["name"], labels, capabilities), {}
     active = rows(
         connection,
         "SELECT d.id, d.model, d.version, d.sha256, d.selector, v.size FROM deployment d"
@@ -171,9 +172,7 @@ def desired_of(connection: Connection, device_id: str) -> Desired:
         (ACTIVE_MAX,),
     )
     for found in active:
-        if found["model"] not in chosen and matches(
-            parse_selector(found["selector"]), device_id, device["name"], labels
-        ):
+        if found["model"] not in chosen and selectors.parse(found["selector"]).matches(facts):
             chosen[found["model"]] = DesiredModel(
                 model=found["model"],
                 version=found["version"],

@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from typing import Final
 
 import msgspec
-from tinylcm.types import Json
 
 from .auth import audit, same_secret, split_token
 from .db import Connection, Database, Page, decode_cursor, paged, raise_generation, row, rows
 from .errors import (
-    BadRequestError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
@@ -28,7 +26,6 @@ ONLINE_S_MIN: Final = 60.0
 ONLINE_SYNCS: Final = 3
 LABELS_MAX: Final = 64
 CAPABILITIES_BYTES_MAX: Final = 64 << 10
-SELECTOR_TERMS_MAX: Final = 32
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _VALUE: Final = re.compile(r"[^,=\s]{1,100}")
@@ -246,37 +243,3 @@ def _check_labels(labels: Mapping[str, str]) -> None:
             raise InvalidError(f"labels.{key:.70}: expected letters, digits, _ . - and not `id` or `name`")
         if not _VALUE.fullmatch(value):
             raise InvalidError(f"labels.{key}: expected 1 to 100 characters without blanks, commas and =")
-
-
-Terms = tuple[tuple[str, str], ...]
-
-
-def parse_selector(text: str) -> Terms:
-    """Read `all`, or terms `key=value` with commas between, all of which must hold.
-
-    Raises:
-        BadRequestError: points at the first character that is wrong.
-    """
-    if text.strip() == "all":
-        return ()
-    terms, at = [], 0
-    pieces = text.split(",")
-    if len(pieces) > SELECTOR_TERMS_MAX:
-        raise BadRequestError(f"selector: has {len(pieces)} terms, at most {SELECTOR_TERMS_MAX} are taken")
-    for piece in pieces:
-        key, equals, value = piece.strip().partition("=")
-        if not equals or not _KEY.fullmatch(key) or not _VALUE.fullmatch(value):
-            place = at + len(piece) - len(piece.lstrip()) + 1
-            raise BadRequestError(
-                f"selector: at character {place}, {piece.strip()!r:.80}: expected `all` or key=value terms with "
-                "commas between, such as room=kitchen,name=watch-01"
-            )
-        terms.append((key, value))
-        at += len(piece) + 1
-    return tuple(terms)
-
-
-def matches(terms: Terms, device_id: str, name: str, labels: Mapping[str, Json]) -> bool:
-    """Whether a device is meant by a selector."""
-    known = {**labels, "id": device_id, "name": name}
-    return all(known.get(key) == value for key, value in terms)

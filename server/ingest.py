@@ -77,7 +77,7 @@ def sync_in(
     connection: Connection, instance: str, device: str, request: SyncRequest, now_s: float, next_sync_s: float
 ) -> SyncResponse:
     """The body of `sync`, in a writing job."""
-    _note_device(connection, device, request, now_s, next_sync_s)
+    is_changed = _note_device(connection, device, request, now_s, next_sync_s)
     times = _Times(connection, device)
     acked: dict[str, tuple[str, int] | None] = {}
     refused: list[Refused] = []
@@ -85,7 +85,8 @@ def sync_in(
     for stream in STREAMS:
         acked[stream] = _settle(connection, device, stream, batches[stream], times, now_s, refused)
     desired: Desired | None = None
-    if request.server_instance != instance or request.generation != int(meta(connection, "generation")):
+    is_known = request.server_instance == instance and request.generation == int(meta(connection, "generation"))
+    if is_changed or not is_known:
         wanted = deployments.desired_of(connection, device)
         desired = replace(wanted, config=settings.desired_for(connection, device))
         deployments.offer(connection, device, desired, now_s)
@@ -100,7 +101,10 @@ def sync_in(
     )
 
 
-def _note_device(connection: Connection, device: str, request: SyncRequest, now_s: float, next_sync_s: float) -> None:
+def _note_device(connection: Connection, device: str, request: SyncRequest, now_s: float, next_sync_s: float) -> bool:
+    """Whether it reports other capabilities than before: then other selectors may mean it."""
+    reported = json.dumps(request.capabilities)
+    before = row(connection, "SELECT capabilities FROM device WHERE id = ?", (device,))
     connection.execute(
         "UPDATE device SET last_seen_at = ?, clock_offset_s = ?, running = ?, next_sync_s = ?,"
         " capabilities = CASE WHEN ? = '{}' THEN capabilities ELSE ? END WHERE id = ?",
@@ -109,7 +113,7 @@ def _note_device(connection: Connection, device: str, request: SyncRequest, now_
             request.anchor.wall_s - now_s,
             json.dumps([asdict(running) for running in request.running]),
             next_sync_s,
-            *(json.dumps(request.capabilities),) * 2,
+            *(reported,) * 2,
             device,
         ),
     )
@@ -119,6 +123,7 @@ def _note_device(connection: Connection, device: str, request: SyncRequest, now_
         " device_wall_s = excluded.device_wall_s, received_at = excluded.received_at",
         (device, request.boot, request.anchor.boot_ns, request.anchor.wall_s, now_s),
     )
+    return before is not None and bool(request.capabilities) and before["capabilities"] != reported
 
 
 def _settle(

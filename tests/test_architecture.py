@@ -91,6 +91,7 @@ LOGIC = {
     "deployments",
     "blobs",
     "commands",
+    "selectors",
     "settings",
     "ingest",
     "drifthub",

@@ -10,7 +10,6 @@ import pytest
 from kit import NOW, Kit, make_kit
 from tinysphere import fleet
 from tinysphere.errors import (
-    BadRequestError,
     ForbiddenError,
     InvalidError,
     NotFoundError,
@@ -100,23 +99,3 @@ def test_a_change_must_name_the_state_it_is_based_on(kit: Kit) -> None:
 def test_labels_that_no_selector_could_name_are_refused(kit: Kit, labels: dict) -> None:
     with pytest.raises(InvalidError, match="labels"):
         fleet.patch_device(kit.db, kit.enrol(), fleet.DevicePatch(labels=labels), "*", "me", NOW)
-
-
-def test_selectors_match_ids_names_and_labels() -> None:
-    labels = {"site": "berlin", "ram": "512"}
-    for text, expected in (
-        ("all", True),
-        ("name=w", True),
-        ("site=berlin,ram=512", True),
-        ("site=berlin,ram=256", False),
-        ("id=d2", False),
-    ):
-        assert fleet.matches(fleet.parse_selector(text), "d1", "w", labels) is expected
-
-
-@pytest.mark.parametrize(
-    ("text", "at"), [("", 1), ("site", 1), ("a=1,b", 5), ("a=1,,b=2", 5), ("=x", 1), ("a=b, =x", 6), ("a=1 2", 1)]
-)
-def test_a_wrong_selector_is_pointed_at(text: str, at: int) -> None:
-    with pytest.raises(BadRequestError, match=f"at character {at}"):
-        fleet.parse_selector(text)

@@ -65,6 +65,19 @@ def test_a_wider_range_stands_for_those_in_it_and_other_reasons_stay(kit: Kit, d
     assert found == [(1, 29, "dropped", 24), (4, 8, "merged", 5)]
 
 
+def test_a_device_that_has_changed_is_meant_by_other_selectors(kit: Kit, device: str) -> None:
+    kit.upload()
+    kit.deploy(selector="ram_mb>=512")
+    small, large = {"ram_bytes": 256 << 20}, {"ram_bytes": 1 << 30}
+    answer = kit.sync(device, capabilities=small)
+    assert not isinstance(answer.desired, str) and answer.desired.models == ()
+    known = {"server_instance": answer.server_instance, "generation": answer.desired.generation}
+    assert kit.sync(device, capabilities=small, **known).desired == "unchanged"
+    answer = kit.sync(device, capabilities=large, **known)
+    assert not isinstance(answer.desired, str) and [model.model for model in answer.desired.models] == ["gesture"]
+    assert kit.sync(device, capabilities=large, **known).desired == "unchanged"
+
+
 def test_a_jump_is_a_gap_until_the_device_declares_it(kit: Kit, device: str) -> None:
     kit.sync(device, details=[record(1, "note", {}), record(5, "note", {})])
     assert fleet.get_device(kit.db, device, NOW).gaps == 3
