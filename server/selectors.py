@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from tinylcm.types import Json
 
@@ -36,7 +36,7 @@ DEPTH_MAX: Final = 12
 _TOKEN: Final = re.compile(r'\s*(?:(?P<text>"(?:[^"\\]|\\.)*")|(?P<mark><=|>=|!=|[=<>(),])|(?P<word>[^\s=<>!(),"]+))')
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _VERSION: Final = re.compile(r"-?\d{1,15}(\.\d{1,15}){0,7}")
-_COMPARISONS: Final[Mapping[str, Callable[[object, object], bool]]] = {
+_COMPARISONS: Final[Mapping[str, Callable[[Any, Any], bool]]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
