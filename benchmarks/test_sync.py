@@ -23,7 +23,7 @@ from tinylcm.device import enrol
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
-from fleet import make_keys, run_cli  # noqa: E402
+from fleet import make_certificate, make_keys, run_cli  # noqa: E402
 
 RECORDS = 100_000
 WANTED_S, WANTED_BYTES = 5.0, 16 << 20
@@ -33,13 +33,7 @@ PAYLOAD = {"model": "activity", "text": "x" * 40, **{f"channel_{n}": 1.37 * n fo
 @contextmanager
 def server(folder: Path) -> Iterator[tuple[str, Path]]:
     """A TinySphere with a certificate of its own; its address and the certificate."""
-    certificate, key = folder / "server.pem", folder / "server.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
-         "-keyout", str(key), "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, key = make_certificate(folder)
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tinysphere.cli", "serve", "--port", "0", "--data", str(folder / "server"),

@@ -4,30 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
-import msgspec
-
 from .. import commands, fleet, settings
 from ..db import Page
-from ..idempotency import once
-from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
+from .table import API, LIST_PARAMS, Answer, Call, Route, created_once, page_headers
 
 
 async def create_command(call: Call) -> Answer:
     """Give a command to the devices that a selector matches."""
-    key, request = call.request.headers.get("idempotency-key"), b"POST commands " + msgspec.json.encode(call.body)
-    now_s, who = call.now_s, call.who
-
-    def create() -> bytes:
-        return once(
-            call.server.db,
-            who,
-            key,
-            request,
-            now_s,
-            lambda connection: msgspec.json.encode(commands.create_in(connection, call.body, who, now_s)),
-        )
-
-    return Answer(msgspec.Raw(await call.run(create)), 201)
+    return await created_once(call, "commands", commands.create_in)
 
 
 async def list_commands(call: Call) -> Answer:

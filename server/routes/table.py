@@ -17,8 +17,9 @@ from tinylcm.clock import Clock
 from .. import __version__
 from ..auth import SCOPES, Principal, authenticate, authenticate_session, require
 from ..config import ServerConfig
-from ..db import Database
+from ..db import Connection, Database
 from ..errors import PROBLEMS, BadRequestError, ForbiddenError, InvalidError, TooLargeError, UnauthorizedError
+from ..idempotency import once
 from ..store import FolderStore
 
 API: Final = "/api/v1"
@@ -262,6 +263,28 @@ def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Resp
         )
 
     return serve
+
+
+async def created_once(call: Call, what: str, create_in: Callable[[Connection, Any, str, float], object]) -> Answer:
+    """Create something in a writing job; the same Idempotency-Key again answers what the first time did.
+
+    Args:
+        what: sets the requests of one kind apart from those of another.
+        create_in: given the connection, the body, who asks and the time; returns the answer's value.
+    """
+    key, request = (
+        call.request.headers.get("idempotency-key"),
+        f"POST {what} ".encode() + msgspec.json.encode(call.body),
+    )
+    now_s, who = call.now_s, call.who
+
+    def create() -> bytes:
+        def job(connection: Connection) -> bytes:
+            return msgspec.json.encode(create_in(connection, call.body, who, now_s))
+
+        return once(call.server.db, who, key, request, now_s, job)
+
+    return Answer(msgspec.Raw(await call.run(create)), 201)
 
 
 def page_headers(call: Call, following: str | None) -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet import Sphere, device_config, enrol, make_keys, run_cli, sphere
+from fleet import Sphere, device_config, enrol, make_certificate, make_keys, run_cli, sphere
 from tinylcm import ConfigError, Device, ServerError
 from tinylcm.identity import Join
 from tinysphere.cli import main, make_parser
@@ -189,13 +189,7 @@ def test_secrets_are_never_in_the_log(server: Sphere, tmp_path: Path) -> None:
 
 
 def test_tls_with_an_authority_that_the_join_string_pins(tmp_path: Path) -> None:
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
-         "-keyout", str(key), "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    cert, key = make_certificate(tmp_path)
     keys = make_keys(tmp_path / "keys")
     data = tmp_path / "server"
     process = subprocess.Popen(

@@ -30,6 +30,18 @@ def run_cli(module: str, *arguments: str) -> dict[str, Any]:
     return answer
 
 
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A server's certificate for this machine that is its own authority, and its key."""
+    certificate, key = folder / "server.pem", folder / "server.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+         "-keyout", str(key), "-out", str(certificate)],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    return certificate, key
+
+
 @dataclass
 class Sphere:
     """A server of our own on loopback; it can be killed and started again on the same folder and port."""
