@@ -26,6 +26,8 @@ from tinylcm.errors import TinyLCMError
 from .config import ServerConfig
 from .db import Database
 from .errors import NotFoundError, TinySphereError, problem_of
+from .requestid import RequestIds
+from .requestid import current as request_id
 from .routes import admin, blobs, commands, deployments, devices, drift, machines, models, pages
 from .routes.table import ProblemDocument, Route, Server, endpoint, openapi
 from .store import FolderStore
@@ -84,7 +86,7 @@ async def _known_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(round(retry_after_s))
     if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if problem.status in (400, 413):
+    if problem.status in (400, 409, 413, 415, 507):
         headers["Connection"] = "close"  # the rest of the body is not read
     return _problem(problem.status, problem.slug, problem.title, str(error), headers)
 
@@ -102,9 +104,17 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     _log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
-    detail = "an unexpected error; the server's log has it"
-    # Starlette answers this one outside of all middleware, so the headers have to be put here.
+    detail = f"an unexpected error; the server's log has it under {request_id.get()}"
+    # Starlette answers this one outside of its middleware, so the headers have to be put here.
     return _problem(500, "internal", "The server is at fault", detail, dict(SECURITY_HEADERS))
+
+
+class _Application(Starlette):
+    """Starlette answers unexpected errors outside of all its middleware: a request's name goes around that too."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Starlette's own, and the names around it."""
+        return RequestIds(super().build_middleware_stack())
 
 
 def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
@@ -150,7 +160,7 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
         HTTPException: http_error,
         Exception: _unexpected,
     }
-    app = Starlette(
+    app = _Application(
         routes=[
             *routes,
             StarletteRoute("/openapi.json", serve_document),

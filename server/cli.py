@@ -33,6 +33,7 @@ from .client import Client, ClientError, Fields
 from .config import ServerConfig
 from .db import Database
 from .errors import StartError, TinySphereError
+from .requestid import RequestIdFilter
 
 CA_BYTES_MAX: Final = 256 << 10
 SETTINGS_BYTES_MAX: Final = 256 << 10
@@ -471,7 +472,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = make_parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.addFilter(RequestIdFilter())
+    logging.basicConfig(level=logging.WARNING, format="%(name)s: [%(request_id)s] %(message)s", handlers=[handler])
     try:
         arguments.handler(arguments)
     except (TinySphereError, TinyLCMError, ClientError, OSError) as error:
