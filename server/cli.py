@@ -77,6 +77,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     import uvicorn
 
     from .app import create_app
+    from .protocol import protocol_with
 
     tls = bool(arguments.tls_cert)
     if bool(arguments.tls_cert) != bool(arguments.tls_key):
@@ -114,6 +115,7 @@ def _serve(arguments: argparse.Namespace) -> None:
                 limit_concurrency=config.connections_max,
                 timeout_keep_alive=config.keep_alive_s,
                 timeout_graceful_shutdown=config.stop_s,
+                http=protocol_with(config.header_timeout_s),
                 h11_max_incomplete_event_size=64 << 10,
             )
         ).run(sockets=[listener])

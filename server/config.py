@@ -24,6 +24,7 @@ class ServerConfig:
         page_items_max: items in one page of a list.
         connections_max: open connections and tasks; more are answered with 503 by uvicorn.
         keep_alive_s: how long an idle connection is kept.
+        header_timeout_s: how long a request may take to send its line and headers; 408 and the end of it after that.
         body_timeout_s: how long a body may pause before its request is given up.
         stop_s: how long running requests may take after SIGTERM.
         ca_pem: PEM of the authority that devices pin, or None.
@@ -45,6 +46,7 @@ class ServerConfig:
     connections_max: int = 1000
     keep_alive_s: int = 75
     stop_s: int = 8
+    header_timeout_s: float = 15.0
     body_timeout_s: float = 30.0
     ca_pem: bytes | None = None
     secure_cookies: bool = False
