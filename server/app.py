@@ -132,7 +132,7 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
         group_max=config.writer_group_max,
         timeout_s=config.writer_timeout_s,
     )
-    server = Server(config, db, store, clock or SystemClock())
+    server = Server.of(config, db, store, clock or SystemClock())
     document = msgspec.json.encode(openapi(ROUTES))
 
     async def serve_document(request: Request) -> Response:

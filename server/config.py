@@ -19,6 +19,8 @@ class ServerConfig:
         writer_timeout_s: how long a request waits for its commit.
         json_bytes_max, sync_bytes_max, package_bytes_max: bodies of ordinary requests, of syncs and of uploads.
         blob_bytes_max, device_blobs_bytes_max: one blob that a device uploads, and all of one device.
+        device_requests_per_s, user_requests_per_s: how often one device and one person may ask, after `burst` requests.
+        failures_per_s: how often an address may fail to say who it is, after a twentieth of `burst`, 5 at least.
         next_sync_s: when devices are told to come back.
         session_s: life of a dashboard session.
         page_items_max: items in one page of a list.
@@ -40,6 +42,10 @@ class ServerConfig:
     package_bytes_max: int = PACKAGE_BYTES_MAX
     blob_bytes_max: int = 16 << 20
     device_blobs_bytes_max: int = 1 << 30
+    device_requests_per_s: float = 50.0
+    user_requests_per_s: float = 50.0
+    failures_per_s: float = 1.0
+    burst: int = 1000
     next_sync_s: float = 30.0
     session_s: int = 12 * 3600
     page_items_max: int = 500

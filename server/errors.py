@@ -63,6 +63,10 @@ class TooLargeError(TinySphereError):
     """The body is larger than this address takes."""
 
 
+class TooManyRequestsError(TinySphereError):
+    """The caller asks too often."""
+
+
 class UnsupportedMediaTypeError(TinySphereError):
     """The body is of a format or a compression that this address does not take."""
 
@@ -104,6 +108,7 @@ PROBLEMS: Final[Mapping[type[Exception], Problem]] = {
     InvalidError: Problem(422, "invalid", "A field is wrong"),
     ModelError: Problem(422, "package", "The package is refused"),
     PreconditionRequiredError: Problem(428, "precondition-required", "An If-Match header is needed"),
+    TooManyRequestsError: Problem(429, "too-many-requests", "Asked too often"),
     BusyError: Problem(503, "busy", "The server is busy"),
     StorageError: Problem(507, "storage", "The server cannot store it"),
     TinyLCMError: Problem(500, "internal", "The server is at fault"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,8 +19,17 @@ from .. import __version__
 from ..auth import SCOPES, Principal, authenticate, authenticate_session, require
 from ..config import ServerConfig
 from ..db import Connection, Database
-from ..errors import PROBLEMS, BadRequestError, ForbiddenError, InvalidError, TooLargeError, UnauthorizedError
+from ..errors import (
+    PROBLEMS,
+    BadRequestError,
+    ForbiddenError,
+    InvalidError,
+    TooLargeError,
+    TooManyRequestsError,
+    UnauthorizedError,
+)
 from ..idempotency import once
+from ..ratelimit import RateLimit
 from ..store import FolderStore
 
 API: Final = "/api/v1"
@@ -37,6 +47,22 @@ class Server:
     db: Database
     store: FolderStore
     clock: Clock
+    devices: RateLimit
+    users: RateLimit
+    failures: RateLimit
+
+    @classmethod
+    def of(cls, config: ServerConfig, db: Database, store: FolderStore, clock: Clock) -> Server:
+        """With the configuration's limits."""
+        return cls(
+            config,
+            db,
+            store,
+            clock,
+            RateLimit(config.device_requests_per_s, config.burst),
+            RateLimit(config.user_requests_per_s, config.burst),
+            RateLimit(config.failures_per_s, max(5, config.burst // 20)),
+        )
 
     @property
     def roots(self) -> Any:
@@ -214,8 +240,6 @@ def identify(call: Call, route: Route) -> None:
     Raises:
         UnauthorizedError, ForbiddenError: with what is missing.
     """
-    if route.scope == "public":
-        return
     header = call.request.headers.get("authorization", "")
     if header:
         scheme, _, bearer = header.partition(" ")
@@ -237,13 +261,50 @@ def identify(call: Call, route: Route) -> None:
         require(call.principal, route.scope)
 
 
+async def _admit(call: Call, route: Route) -> None:
+    """Find out who asks, as often as they may.
+
+    Raises:
+        TooManyRequestsError: with the seconds to wait.
+        UnauthorizedError, ForbiddenError: with what is missing.
+    """
+    server, now_s = call.server, call.server.clock.monotonic_s()
+    address = _claimant(call.request)
+    # Also a right key waits: the answer would tell one that was guessed.
+    _refuse(server.failures.wait_s(address, now_s), "this address has failed to say who it is")
+    try:
+        await run_in_threadpool(identify, call, route)
+    except UnauthorizedError:
+        server.failures.take(address, now_s)
+        raise
+    assert call.principal is not None
+    limit = server.devices if call.principal.kind == "device" else server.users
+    _refuse(limit.take(call.principal.id, now_s), f"this {call.principal.kind} asks")
+
+
+def _claimant(request: Request) -> str:
+    """Whose failures count together: an address, and the device that it says to be.
+
+    Many devices may have one address, behind a router or a proxy: one with a revoked key must not lock out the others.
+    """
+    client, bearer = request.client, request.headers.get("authorization", "").rpartition(" ")[2]
+    device = bearer.partition(".")[0][:64] if "." in bearer else ""
+    return f"{'' if client is None else client.host} {device}"
+
+
+def _refuse(wait_s: float, who: str) -> None:
+    if wait_s > 0.0:
+        raise TooManyRequestsError(f"{who} too often; wait for Retry-After", retry_after_s=math.ceil(wait_s))
+
+
 def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Response]]:
     """The ASGI side of a row."""
     decoder = msgspec.json.Decoder(route.body) if route.body is not None else None
 
     async def serve(request: Request) -> Response:
         call = Call(server, request, None)
-        await run_in_threadpool(identify, call, route)
+        if route.scope != "public":
+            await _admit(call, route)
         if decoder is not None:
             raw = await call.raw_body(server.config.json_bytes_max)
             try:
@@ -272,10 +333,8 @@ async def created_once(call: Call, what: str, create_in: Callable[[Connection, A
         what: sets the requests of one kind apart from those of another.
         create_in: given the connection, the body, who asks and the time; returns the answer's value.
     """
-    key, request = (
-        call.request.headers.get("idempotency-key"),
-        f"POST {what} ".encode() + msgspec.json.encode(call.body),
-    )
+    key = call.request.headers.get("idempotency-key")
+    request = f"POST {what} ".encode() + msgspec.json.encode(call.body)
     now_s, who = call.now_s, call.who
 
     def create() -> bytes:
@@ -315,7 +374,7 @@ def _operation(route: Route, schemas: Mapping[Any, dict[str, Any]]) -> dict[str,
     titles = {problem.status: problem.title for problem in PROBLEMS.values()}
     problems = set(route.problems) | {400, 503, 500}
     if route.scope != "public":
-        problems |= {401, 403}
+        problems |= {401, 403, 429}
     if route.body is not None or route.raw:
         problems |= {413, 422, 507}
     responses: dict[str, Any] = {}
