@@ -1,56 +1,44 @@
-"""The loop that joins disk, network and pipelines. `slots` and `sync` decide; only this does."""
+"""The loop that joins disk, network and pipelines."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
 import json
 import logging
-import os
-import platform
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Final
 
-import psutil
-
-from .backends import formats
+from .capabilities import capabilities
 from .checks import Fields
 from .clock import Clock
 from .commands import Args
-from .config import DeviceConfig, TrialConfig
+from .config import DeviceConfig
 from .downlink import Downlink
+from .download import download
 from .errors import DeviceError, ModelError, ServerError, TinyLCMError, WireError
-from .files import device_error, read_bounded, write_atomic
+from .files import read_bounded, write_atomic
 from .http import HttpClient
 from .identity import Identity
+from .installer import Installer
 from .journal import Journal
 from .keys import BUILT_S
-from .manifest import PACKAGE_BYTES_MAX
 from .monitors import MonitorSet, build_monitors
-from .package import Package
 from .pipeline import Pipeline
-from .probe import probe
+from .rekey import rekey
 from .remote_config import RemoteConfig
 from .schedule import Schedule, parse_hours
-from .slots import Event, Held, Slot, State, boot, check_rollback, mark_failed, revoke, step, unstage
+from .slots import Held, Slot
 from .store import SlotStore
 from .sync import Known, Post, Sync, read_refusal
-from .trial import PASSED, Counts, Trial, TrialBounds, p95
 from .types import Json, Record
 from .upload import Spool
-from .version import __version__
 from .wire import (
     SYNC_BYTES_MAX,
     SYNC_RECORDS_MAX,
     Anchor,
     Desired,
     DesiredModel,
-    RunningModel,
     canonical_json,
 )
 
@@ -59,43 +47,7 @@ ROUNDS_MAX: Final = 1000  # round trips of one sync while records are waiting
 TICK_S: Final = 0.25
 STALL_S: Final = 600.0  # a turn that takes longer is stuck: requests have their timeouts, and a download gets on
 PERMANENT_ADVICE: Final = "the server does not know this device's key; enrol it again with a new join string"
-_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _KNOWN_BYTES_MAX: Final = 1 << 20
-
-
-@functools.cache
-def capabilities() -> dict[str, Json]:
-    """What this machine is, as it is told to the server."""
-    found = {"onnx": ("onnxruntime",), "tflite": ("ai_edge_litert", "tflite_runtime")}
-    there = [name for name, modules in found.items() if any(map(importlib.util.find_spec, modules))]
-    return {
-        "machine": platform.machine(),
-        "system": platform.system().lower(),
-        "cpus": os.cpu_count() or 1,
-        "ram_bytes": psutil.virtual_memory().total,
-        "python": platform.python_version(),
-        "tinylcm": __version__,
-        "backends": [*there, *(name for name in formats() if name not in found)],
-    }
-
-
-def _begin(sha256: str, pipeline: Pipeline, before_us: float = 0.0) -> Trial:
-    return Trial(sha256, _counts(pipeline), before_us)
-
-
-def _counts(pipeline: Pipeline) -> Counts:
-    return Counts(pipeline.predictions, pipeline.failures, pipeline.alarms)
-
-
-def _bounds(trial: TrialConfig) -> TrialBounds:
-    return TrialBounds(
-        windows=trial.windows,
-        errors_max=trial.errors_max,
-        latency_p95_us=trial.latency_p95_us,
-        latency_factor=trial.latency_factor,
-        confidence_min=trial.confidence_min,
-        alarms_max=trial.alarms_max,
-    )
 
 
 class Agent:
@@ -131,7 +83,7 @@ class Agent:
         self._identity = identity
         self._lock = threading.RLock()
         self._known_path = config.data / "server.json"
-        self._trials: dict[str, Trial] = {}
+        self._installer = Installer(config.trial, journal, store, pipelines)
         self._next_metrics_s = clock.monotonic_s() + config.metrics_interval_s
         self._http: HttpClient | None = None
         self.also: Callable[[], object] | None = None  # what a device does with every tick
@@ -163,6 +115,7 @@ class Agent:
             "flush": self._flush,
             "rollback": self._rollback,
             "reset_monitors": self._reset_monitors,
+            "rotate_key": lambda args: self.rotate_key(),
         }
 
     # Slots ------------------------------------------------------------------------------------------------
@@ -171,17 +124,7 @@ class Agent:
         """Count this start in every trial, and end trials that crash the device."""
         with self._lock:
             self._attempt(self.downlink.boot)
-            for model in self._store.models():
-                before = self._store.read(model)
-                if before.state is State.STAGED:
-                    before = unstage(before)  # a power cut during the probe: the package is asked for again
-                    self._store.write(model, before)
-                after = boot(before)
-                if after != before:
-                    self._store.write(model, after)
-                if before.state is State.TRIAL and after.state is not State.TRIAL and before.active is not None:
-                    self._report(model, before.active, "rolled_back", "the device restarted too often in its trial")
-                self._enforce(model)
+            self._installer.boot()
 
     def install(self, data: bytes, *, deployment: int = 0, model: str | None = None) -> Slot:
         """Stage, probe and put a package on trial.
@@ -191,116 +134,15 @@ class Agent:
             DeviceError: no space or no permission; the old model stays.
         """
         with self._lock:
-            package = self._add(data)
+            package = self._installer.add(data)
             name = package.manifest.name
             if model is not None and name != model:
                 raise ModelError(f"the package is for model {name!r}, expected {model!r}")
-            return self._stage(package, deployment)
-
-    def _add(self, data: bytes) -> Package:
-        """Keep a package, and act at once on what it says was revoked."""
-        package = self._store.add(data)
-        for model in self._store.models():
-            self._enforce(model)
-        return package
-
-    def _enforce(self, model: str) -> None:
-        """Leave a package that may not run any more for the one before, or say that there is no other."""
-        before = self._store.read(model)
-        revoked = self._store.revoked(before)
-        if before.active is not None and before.active.sha256 in revoked and before.previous is not None:
-            try:
-                self._store.load(before.previous)
-            except ModelError as error:  # what cannot run is no place to go back to
-                revoked[before.previous.sha256] = str(error)
-        after = revoke(before, revoked)
-        if after.active is not None and after.active != before.active:
-            self._activate(model, self._store.load(after.active))
-        if after != before:
-            self._store.write(model, after, collect=False)
-        if before.active is None or before.active.sha256 not in revoked:
-            return
-        if after.active == before.active:
-            _log.error(
-                "%s %s runs on although it must not (%s): nothing else is here that may; install a newer package",
-                model,
-                before.active.version,
-                revoked[before.active.sha256],
-            )
-        else:
-            self._report(model, before.active, "rolled_back", revoked[before.active.sha256])
-
-    def _stage(self, package: Package, deployment: int) -> Slot:
-        name = package.manifest.name
-        held = Held(package.sha256, package.manifest.version, deployment)
-        if package.expired:
-            _log.warning("the key that signed %s %s has expired by this device's clock", name, held.version)
-        before = self._store.read(name)
-        if package.manifest.security_counter < before.floor:
-            reason = (
-                f"its security counter is {package.manifest.security_counter}, this device takes {before.floor} and "
-                "above: the publisher has revoked it"
-            )
-            self._store.write(name, mark_failed(before, held))
-            self._report(name, held, "refused", reason)
-            raise ModelError(f"{name} {held.version} is refused: {reason}")
-        slot = step(before, Event.STAGE, held)
-        self._store.write(name, slot)
-        self._report(name, held, "staged")
-        try:
-            probe(
-                self._store.package_path(held.sha256),
-                timeout_s=self._config.trial.probe_timeout_s,
-                memory_bytes=self._config.trial.probe_memory_bytes,
-            )
-            self._activate(name, package)
-        except ModelError as error:
-            self._store.write(name, step(slot, Event.PROBE_FAILED))
-            self._report(name, held, "refused", str(error))
-            raise
-        slot = step(slot, Event.PROBE_PASSED)
-        self._store.write(name, slot)
-        self._report(name, held, "trial")
-        return slot
-
-    def _activate(self, model: str, package: Package) -> None:
-        pipeline = self._pipelines.get(model)
-        if pipeline is not None:
-            before_us = p95([latency for latency, _, _ in pipeline.metrics.recent()])
-            pipeline.swap(package)
-            self._trials[model] = _begin(package.sha256, pipeline, before_us)
+            return self._installer.stage(package, deployment)
 
     def watch(self, model: str, pipeline: Pipeline) -> None:
         """Count a pipeline that has just been opened from its first window on, if its package is on trial."""
-        slot = self._store.read(model)
-        if slot.state is State.TRIAL and slot.active is not None:
-            self._trials[model] = _begin(slot.active.sha256, pipeline)
-
-    def _judge_trials(self) -> None:
-        for model, pipeline in list(self._pipelines.items()):
-            slot = self._store.read(model)
-            if slot.state is not State.TRIAL or slot.active is None:
-                continue
-            trial = self._trials.get(model)
-            if trial is None or trial.sha256 != slot.active.sha256:
-                self._trials[model] = _begin(slot.active.sha256, pipeline)
-                continue
-            verdict = trial.judge(_bounds(self._config.trial), _counts(pipeline), pipeline.metrics.recent())
-            if verdict == PASSED:
-                self._store.write(model, step(slot, Event.TRIAL_PASSED))
-                self._report(model, slot.active, "confirmed")
-                self._enforce(model)  # from now on nobody goes back to a package that was revoked
-            elif verdict is not None:
-                self._revert(model, slot, Event.TRIAL_FAILED, verdict)
-
-    def _revert(self, model: str, slot: Slot, event: Event, reason: str) -> Slot:
-        after = step(slot, event)
-        if after.active is not None:
-            self._activate(model, self._store.load(after.active))
-        self._store.write(model, after)
-        if slot.active is not None:
-            self._report(model, slot.active, "rolled_back", reason)
-        return after
+        self._installer.watch(model, pipeline)
 
     def rollback(self, model: str) -> Slot:
         """Go back to the previous package because a person says so.
@@ -309,27 +151,7 @@ class Agent:
             ModelError: there is none, or it was revoked.
         """
         with self._lock:
-            slot = self._store.read(model)
-            check_rollback(slot, self._store.revoked(slot))
-            return self._revert(model, slot, Event.ROLLBACK, "rolled back by hand")
-
-    def _report(self, model: str, held: Held, state: str, reason: str = "") -> None:
-        if reason:
-            _log.warning("%s %s: %s: %s", model, held.version, state, reason)
-        else:
-            _log.info("%s %s: %s", model, held.version, state)
-        self._journal.append(
-            "events",
-            "deployment",
-            {
-                "deployment": held.deployment,
-                "model": model,
-                "version": held.version,
-                "sha256": held.sha256,
-                "state": state,
-                "reason": reason,
-            },
-        )
+            return self._installer.rollback(model)
 
     # Metrics ----------------------------------------------------------------------------------------------
 
@@ -354,6 +176,7 @@ class Agent:
     def _reconfigure(self, config: DeviceConfig) -> None:
         now_s = self._clock.monotonic_s()
         self._config, self.sync.interval_s = config, config.server.sync_interval_s
+        self._installer.trial = config.trial
         self.sync.next_s = min(self.sync.next_s, now_s + config.server.sync_interval_s)
         self._next_metrics_s = min(self._next_metrics_s, now_s + config.metrics_interval_s)
         if self.reconfigured is not None:
@@ -372,6 +195,21 @@ class Agent:
     def _rollback(self, args: Args) -> Json:
         slot = self.rollback(str(args["model"]))
         return {"version": None if slot.active is None else slot.active.version}
+
+    def rotate_key(self) -> None:
+        """Have another key for the server.
+
+        Raises:
+            ServerError: it cannot be reached, refuses, or this device is not enrolled; the present key stays.
+            DeviceError: the identity cannot be stored; the present key stays.
+        """
+        with self._lock:
+            client = self._client()
+            assert self._identity is not None
+            self._identity = rekey(self._config.data / "identity.json", self._identity, client)
+            self._http = None
+            client.close()
+            _log.info("this device has another key")
 
     def _reset_monitors(self, args: Args) -> Json:
         pipeline = self._pipelines.get(str(args["model"]))
@@ -519,22 +357,13 @@ class Agent:
         return self.sync.request(
             boot=self._clock.boot,
             anchor=Anchor(self._clock.boot_ns(), self._clock.wall_s()),
-            running=self._running(),
+            running=self._installer.running(),
             capabilities=capabilities(),
             events=events,
             details=details,
             now_s=now_s,
             downlink_cursor=self.downlink.cursor,
         )
-
-    def _running(self) -> list[RunningModel]:
-        running = []
-        for model in self._store.models():
-            slot = self._store.read(model)
-            if slot.active is not None:
-                state = slot.under if slot.state is State.STAGED else slot.state
-                running.append(RunningModel(model, slot.active.version, slot.active.sha256, str(state)))
-        return running
 
     def _apply(self, desired: Desired) -> None:
         failure: TinyLCMError | None = None
@@ -549,7 +378,7 @@ class Agent:
                 if slot.wants(held):
                     self._install_desired(wanted)
                 elif slot.active is not None and slot.active.sha256 == held.sha256 and slot.active != held:
-                    self._adopt(wanted.model, slot, held)
+                    self._installer.adopt(wanted.model, slot, held)
             except ModelError as error:
                 # The package is at fault: it is noted as failed and not fetched again for this deployment.
                 _log.warning("deployment %d of %s: %s", wanted.deployment, wanted.model, error)
@@ -558,66 +387,24 @@ class Agent:
         if failure is not None:
             raise failure
 
-    def _adopt(self, model: str, slot: Slot, held: Held) -> None:
-        """The package that runs already is wanted by another deployment: nothing to do but to say so."""
-        self._store.write(model, replace(slot, active=held))
-        self._report(model, held, str(slot.state))
-
     def _install_desired(self, wanted: DesiredModel) -> None:
         held = Held(wanted.sha256, wanted.version, wanted.deployment)
         path = self._store.package_path(wanted.sha256)
         if path.exists():
-            self._stage(self._store.load(held), wanted.deployment)
+            self._installer.stage(self._store.load(held), wanted.deployment)
             return
         try:
-            data = self._download(wanted)
-            package = self._add(data)
+            data = download(self._client(), self._store, wanted, self._got_on)
+            package = self._installer.add(data)
             if (package.manifest.name, package.sha256) != (wanted.model, wanted.sha256):
                 raise ModelError(
                     f"the server sent {package.manifest.name} ({package.sha256[:12]}), "
                     f"expected {wanted.model} ({wanted.sha256[:12]})"
                 )
         except ModelError as error:
-            self._store.write(wanted.model, mark_failed(self._store.read(wanted.model), held))
-            self._report(wanted.model, held, "refused", str(error))
+            self._installer.refuse(wanted.model, held, str(error))
             raise
-        self._stage(package, wanted.deployment)
-
-    def _download(self, wanted: DesiredModel) -> bytes:
-        """Fetch a package, going on where an earlier try stopped."""
-        if not 0 < wanted.size <= PACKAGE_BYTES_MAX:
-            raise ModelError(
-                f"the server announces a package of {wanted.size} bytes, at most {PACKAGE_BYTES_MAX} are taken"
-            )
-        with self._store.part(wanted.sha256) as part:
-            have = part.stat().st_size if part.exists() else 0
-            if have > wanted.size:
-                part.unlink()
-                have = 0
-            self._store.require_space(2 * wanted.size - have)
-            if have < wanted.size:
-                self._fetch(wanted, part, have)
-            data = read_bounded(part, wanted.size)
-            part.unlink()
-        if len(data) != wanted.size:
-            raise ServerError(f"the package ended after {len(data)} of {wanted.size} bytes")
-        return data
-
-    def _fetch(self, wanted: DesiredModel, part: Path, have: int) -> None:
-        with self._client().download(wanted.url, have) as (status, headers, pieces):
-            resumed = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
-            resumes = (
-                status == 206 and resumed is not None and (int(resumed[1]), int(resumed[3])) == (have, wanted.size)
-            )
-            if status not in (200, 206) or (status == 206 and not resumes):
-                raise read_refusal(status, headers, b"".join(_bounded(pieces, 4096)))
-            try:
-                with part.open("ab" if resumes else "wb") as file:
-                    for piece in _bounded(pieces, wanted.size - (have if resumes else 0)):
-                        file.write(piece)
-                        self._turned_s = self._clock.monotonic_s()
-            except OSError as error:
-                raise device_error(error, "downloading to") from error
+        self._installer.stage(package, wanted.deployment)
 
     # The loop ---------------------------------------------------------------------------------------------
 
@@ -625,7 +412,7 @@ class Agent:
         """Do what is due: trials, metrics, sync. Failures are noted, logged and tried again; none escapes."""
         with self._lock:
             now_s = self._clock.monotonic_s()
-            self._attempt(self._judge_trials)
+            self._attempt(self._installer.judge)
             if now_s >= self._next_metrics_s:
                 self._next_metrics_s = now_s + self._config.metrics_interval_s
                 self._attempt(self.flush_metrics)
@@ -647,8 +434,14 @@ class Agent:
     def run(self, stop: threading.Event) -> None:
         """Tick until told to stop."""
         while not stop.wait(TICK_S):
-            self.tick()
-            self._turned_s = self._clock.monotonic_s()
+            try:
+                self.tick()
+            except Exception:  # a bug of ours must not silence a device for weeks
+                _log.exception("unexpected error; the agent goes on")
+            self._got_on()
+
+    def _got_on(self) -> None:
+        self._turned_s = self._clock.monotonic_s()
 
     @property
     def is_turning(self) -> bool:
@@ -658,21 +451,8 @@ class Agent:
     def close(self) -> None:
         """Judge trials a last time, note that this start ended well (only crashes count against one), disconnect."""
         with self._lock:
-            self._attempt(self._judge_trials)
-            for model in self._store.models():
-                slot = self._store.read(model)
-                if slot.boots:
-                    self._store.write(model, replace(slot, boots=0))
+            self._attempt(self._installer.judge)
+            self._installer.close()
             self._attempt(self.downlink.close)
         if self._http is not None:
             self._http.close()
-
-
-def _bounded(pieces: Iterator[bytes], bytes_max: int) -> Iterator[bytes]:
-    """A body's pieces, up to a size: a peer that sends for ever is cut off."""
-    left = bytes_max
-    for piece in pieces:
-        yield piece[:left]
-        left -= len(piece)
-        if left <= 0:
-            return

@@ -63,6 +63,8 @@ class Fields:
             raise self.fail(key, f"has {len(value)} characters, expected {length_min} to {length_max}")
         if not is_utf8(value):
             raise self.fail(key, "holds half a surrogate pair, which no UTF-8 text can")
+        if "\0" in value:
+            raise self.fail(key, "holds a NUL character, which no file name and no database takes")
         return value
 
     def natural(self, key: str, default: object = MISSING, *, low: int = 0, high: int = INTEGER_MAX) -> int:
@@ -98,7 +100,7 @@ class Fields:
         """A list of strings."""
         items = self.items(key, default, length_max=length_max)
         for index, item in enumerate(items):
-            if type(item) is not str or len(item) > 200 or not is_utf8(item):
+            if type(item) is not str or len(item) > 200 or not is_utf8(item) or "\0" in item:
                 raise self.fail(f"{key}[{index}]", "expected a string of at most 200 characters")
         return tuple(str(item) for item in items)
 

@@ -192,12 +192,22 @@ def _enrol(arguments: argparse.Namespace) -> None:
     from .device import enrol
 
     text = sys.stdin.readline() if arguments.join == "-" else arguments.join
-    identity = enrol(configuration(arguments), text, insecure=arguments.insecure)
+    identity = enrol(configuration(arguments), text, serial=arguments.serial, insecure=arguments.insecure)
     print_result(
         arguments,
         {"device_id": identity.device_id, "url": identity.url, "root": identity.root},
         f"this device is {identity.device_id} of {identity.url}\nit trusts packages of root {identity.root}",
     )
+
+
+def _rotate_key(arguments: argparse.Namespace) -> None:
+    from .device import Device
+
+    with Device.open(configuration(arguments), background=False) as device:
+        device.agent.rotate_key()
+        device_id = "" if device.identity is None else device.identity.device_id
+    text = f"{device_id} has another key; the one before is over with the next sync"
+    print_result(arguments, {"device_id": device_id}, text)
 
 
 def _sync(arguments: argparse.Namespace) -> None:
@@ -574,7 +584,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "join", metavar="JOIN_STRING", help="from `tinysphere join create`, or - to read it from stdin"
     )
+    command.add_argument("--serial", default="", help="by which it was announced: tinysphere expect add")
     command.add_argument("--insecure", action="store_true", help="allow plain http to another machine")
+    add_command(commands, "rotate-key", _rotate_key, "have another key for the server")
     command = add_command(commands, "run", _run, "stream samples through a model; metrics and alarms go to the server")
     command.add_argument("--model", required=True, help="the model's name")
     command.add_argument("--input", default="-", help=".npy, .npz, .csv, .wav, or - for stdin (default)")

@@ -86,6 +86,7 @@ def _log_level(args: Fields) -> dict[str, Json]:
 # What each command takes.
 COMMANDS: Final[Mapping[str, Callable[[Fields], dict[str, Json]]]] = {
     "ping": _nothing,
+    "rotate_key": _nothing,
     "sync_now": _nothing,
     "flush": _nothing,
     "collect_status": _nothing,

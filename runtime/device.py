@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final
 
-from .agent import Agent, capabilities
+from .agent import Agent
+from .capabilities import capabilities
 from .capture import Capturer
 from .checks import Fields
 from .clock import Clock, SystemClock
@@ -408,11 +409,14 @@ class Device:
         self.close()
 
 
-def enrol(config: DeviceConfig, join_string: str, *, insecure: bool = False) -> Identity:
+def enrol(config: DeviceConfig, join_string: str, *, serial: str = "", insecure: bool = False) -> Identity:
     """Make this device known to a server.
 
     The secret is made and stored before the server hears of it, so a call that was cut off can be repeated with the
     same join string and gives the same device.
+
+    Args:
+        serial: by which the device may have been announced to the server, or empty.
 
     Raises:
         ConfigError: the string is no join string, or the device is enrolled elsewhere.
@@ -434,13 +438,13 @@ def enrol(config: DeviceConfig, join_string: str, *, insecure: bool = False) -> 
             ca_file = str(ca_path.resolve())
         identity = new_identity(join, ca_file)
         save_identity(path, identity)
-    identity = identity.enrolled(_ask(config, join, identity, insecure))
+    identity = identity.enrolled(_ask(config, join, identity, serial, insecure))
     pin_fingerprint(config.data / "trust", join.root)
     save_identity(path, identity)
     return identity
 
 
-def _ask(config: DeviceConfig, join: Join, identity: Identity, insecure: bool) -> str:
+def _ask(config: DeviceConfig, join: Join, identity: Identity, serial: str, insecure: bool) -> str:
     server = replace(config.server, insecure=insecure or config.server.insecure)
     client = HttpClient(join.url, server, ca_file=identity.ca_file)
     body = canonical_json(
@@ -449,6 +453,7 @@ def _ask(config: DeviceConfig, join: Join, identity: Identity, insecure: bool) -
             "name": config.name or socket.gethostname(),
             "secret_sha256": identity.secret_sha256,
             "capabilities": capabilities(),
+            **({"serial": serial} if serial else {}),
         }
     )
     try:

@@ -70,6 +70,7 @@ class Identity:
     root: str
     device_id: str = ""
     ca_file: str = ""
+    next_secret: str = ""  # of a change of keys that was begun: see `rekey`
 
     @property
     def secret_sha256(self) -> str:
@@ -103,6 +104,7 @@ def save_identity(path: Path, identity: Identity) -> None:
         "root": identity.root,
         "device_id": identity.device_id,
         "ca_file": identity.ca_file,
+        **({"next_secret": identity.next_secret} if identity.next_secret else {}),
     }
     write_atomic(path, canonical_json(document) + b"\n", mode=0o600)
 
@@ -125,4 +127,5 @@ def load_identity(path: Path) -> Identity | None:
         root=fields.text("root"),
         device_id=fields.text("device_id"),
         ca_file=fields.text("ca_file", "", length_max=4096),
+        next_secret=fields.text("next_secret", ""),
     )

@@ -17,6 +17,7 @@ from .checks import MISSING as _MISSING
 from .checks import Fields
 from .errors import ModelError, WireError
 from .preprocess import Step, parse_steps
+from .requires import Requires, parse_requires
 from .types import Json
 from .wire import finite
 
@@ -196,6 +197,7 @@ class Manifest:
         output: the one with the scores; `outputs` are handed out with each prediction, as they are; `embedding` is
             one that monitors watch: an output's name, in a chain a stage's.
         preprocess, postprocess: the steps before and after the model.
+        requires: what a device must have to run it.
     """
 
     name: str
@@ -223,6 +225,7 @@ class Manifest:
     preprocess: tuple[Step, ...] = ()
     postprocess: PostSpec = PostSpec()
     budget: Budget = Budget()
+    requires: Requires = field(default_factory=Requires)
 
     @property
     def layout(self) -> tuple[int, int]:
@@ -309,6 +312,7 @@ class Manifest:
             "preprocess": [step.to_json() for step in self.preprocess],
             "postprocess": _changed(self.postprocess, PostSpec()),
             "budget": _changed(self.budget, Budget()),
+            "requires": self.requires.to_json(),
         }
         document.update({key: value for key, value in beyond.items() if value})
         if (
@@ -613,4 +617,5 @@ def parse_manifest(document: object) -> Manifest:
         preprocess=steps,
         postprocess=_postprocess(place.table("postprocess", {}), labels),
         budget=_budget(place.table("budget", {})),
+        requires=parse_requires(place.table("requires", {})),
     )

@@ -85,8 +85,8 @@ class Metrics:
         self.totals = {"errors": 0, "overflow": 0, "swaps": 0}
         self._labels_before = [0] * len(labels)
         self._start_ns = self._first_ns = clock.boot_ns()
-        self._process = psutil.Process()
-        self._process.cpu_percent()  # the first call only sets the mark that the next one measures from
+        self._process: psutil.Process | None = None
+        self._load()  # the first call only sets the mark that the next one measures from
 
     def count_samples(self, counts: Sequence[int]) -> None:
         """Take what a stream's windower has counted, in the order of `SAMPLE_COUNTS`."""
@@ -151,9 +151,17 @@ class Metrics:
             "labels": dict(zip(self._labels, self.ring.counts(), strict=True)),
             "errors": self.errors,
             "dropped_samples": self.dropped_samples,
-            "rss_bytes": self._process.memory_info().rss,
-            "cpu_percent": self._process.cpu_percent(),
+            **self._load(),
         }
+
+    def _load(self) -> dict[str, Json]:
+        """What the process takes; None where the system does not say: a summary is worth more than these two."""
+        try:
+            if self._process is None:
+                self._process = psutil.Process()
+            return {"rss_bytes": self._process.memory_info().rss, "cpu_percent": self._process.cpu_percent()}
+        except (OSError, psutil.Error):
+            return {"rss_bytes": None, "cpu_percent": None}
 
     def clear(self) -> None:
         """Begin a new interval; the ring, the histograms and the totals stay."""

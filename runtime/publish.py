@@ -33,7 +33,7 @@ WINDOW_KEYS: Final = (
 MANIFEST_KEYS: Final = (
     "name", "version", "format", "input", "output", "labels", "window", "security_counter", "monitors",
     "reference", "correlation", "moments", "points", "embedding", "metadata", "inputs", "constants", "state",
-    "outputs", "stages", "preprocess", "postprocess", "budget",
+    "outputs", "stages", "preprocess", "postprocess", "budget", "requires",
 )  # fmt: skip
 _MANIFEST_BYTES_MAX: Final = 1 << 20
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,6 +11,7 @@ from typing import Final
 import psutil
 
 from .clock import Clock
+from .errors import DeviceError
 
 _BYTES_MAX: Final = 4096  # of one file of /sys
 _ZONES_MAX: Final = 64
@@ -59,19 +61,35 @@ class SystemProbe:
 
     def __init__(self, folder: Path, clock: Clock, root: Path = Path("/")) -> None:
         self._folder, self._clock, self._root = folder, clock, root
-        self._process = psutil.Process()
-        self._process.cpu_percent()
+        self._process: psutil.Process | None = None
+        with suppress(OSError, psutil.Error):
+            self._open().cpu_percent()  # only sets the mark that the next call measures from
         self.clock_offset_s: float | None = None
 
+    def _open(self) -> psutil.Process:
+        if self._process is None:
+            self._process = psutil.Process()
+        return self._process
+
     def read(self) -> SystemReading:
-        """Look once."""
+        """Look once.
+
+        Raises:
+            DeviceError: the system does not say what this process takes.
+        """
+        try:
+            return self._look(self._open())
+        except (OSError, psutil.Error) as error:
+            raise DeviceError(f"the system does not say what this process takes: {error}") from error
+
+    def _look(self, process: psutil.Process) -> SystemReading:
         throttled, since_boot = self._throttled()
         free, total = self._disk()
         return SystemReading(
-            rss_bytes=self._process.memory_info().rss,
-            threads=self._process.num_threads(),
+            rss_bytes=process.memory_info().rss,
+            threads=process.num_threads(),
             open_files=_open_files(),
-            cpu_percent=self._process.cpu_percent(),
+            cpu_percent=process.cpu_percent(),
             cpu_temperature_c=self._temperature(),
             throttled=throttled,
             throttled_since_boot=since_boot,

@@ -23,18 +23,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinylcm.clock import Clock, SystemClock
 from tinylcm.errors import TinyLCMError
 
-from .config import ServerConfig
+from .config import DATABASE_FILE, ServerConfig
 from .db import Database
-from .errors import NotFoundError, TinySphereError, problem_of
+from .errors import NotFoundError, RangeNotSatisfiableError, TinySphereError, problem_of
 from .requestid import RequestIds
 from .requestid import current as request_id
-from .routes import admin, blobs, commands, deployments, devices, drift, machines, models, pages
+from .routes import admin, blobs, commands, deployments, devices, drift, fleet, machines, models, pages
 from .routes.table import ProblemDocument, Route, Server, endpoint, openapi
-from .store import FolderStore
+from .s3store import S3Store
+from .store import FolderStore, Store
+from .trust import pin_folder
 
 _log = logging.getLogger("tinysphere")
 STATIC: Final = Path(__file__).parent / "static"
 ROUTES: Final[tuple[Route, ...]] = (
+    *fleet.ROUTES,  # before the devices, one of whom could be called `expected`
     *devices.ROUTES,
     *models.ROUTES,
     *blobs.ROUTES,
@@ -86,6 +89,8 @@ async def _known_error(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(round(retry_after_s))
     if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, RangeNotSatisfiableError):
+        headers["Content-Range"] = f"bytes */{error.size}"
     if problem.status in (400, 409, 413, 415, 507):
         headers["Connection"] = "close"  # the rest of the body is not read
     return _problem(problem.status, problem.slug, problem.title, str(error), headers)
@@ -117,6 +122,17 @@ class _Application(Starlette):
         return RequestIds(super().build_middleware_stack())
 
 
+def _open_store(config: ServerConfig, db: Database) -> Store:
+    folder = config.data / "blobs"
+    is_bucket = bool(config.s3)
+    store: Store = (
+        S3Store(config.s3, folder, db.instance, insecure=config.insecure) if is_bucket else FolderStore(folder)
+    )
+    if config.alone:
+        store.clean()
+    return store
+
+
 def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
     """Build the application on a data folder that this process owns.
 
@@ -124,15 +140,20 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
         StartError: the database cannot be opened.
         DeviceError: the folder cannot be written.
     """
-    store = FolderStore(config.data / "blobs")
-    store.clean()
     db = Database(
-        config.data / "tinysphere.db",
+        config.database or config.data / DATABASE_FILE,
         queue_max=config.writer_queue_max,
         group_max=config.writer_group_max,
         timeout_s=config.writer_timeout_s,
     )
-    server = Server.of(config, db, store, clock or SystemClock())
+    try:
+        store = _open_store(config, db)
+    except Exception:
+        db.close()
+        raise
+    clock = clock or SystemClock()
+    pin_folder(db, config.data / "roots", clock.wall_s())
+    server = Server.of(config, db, store, clock)
     document = msgspec.json.encode(openapi(ROUTES))
 
     async def serve_document(request: Request) -> Response:

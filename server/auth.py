@@ -14,6 +14,7 @@ from typing import Final
 
 import msgspec
 
+from .audit import audit
 from .db import Connection, Database, row, rows
 from .errors import ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
 
@@ -74,24 +75,9 @@ class TokenRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     days: int | None = None
 
 
-class AuditEntry(msgspec.Struct, frozen=True):
-    """One change."""
-
-    id: int
-    at: float
-    who: str
-    what: str
-    target: str
-
-
 def hash_secret(secret: str) -> str:
     """What is stored of a secret."""
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
-
-
-def audit(connection: Connection, who: str, what: str, target: str, now_s: float) -> None:
-    """Note a change, in the same transaction as the change."""
-    connection.execute("INSERT INTO audit (at, who, what, target) VALUES (?, ?, ?, ?)", (now_s, who, what, target))
 
 
 def create_token(db: Database, request: TokenRequest, who: str, now_s: float) -> NewToken:
@@ -123,7 +109,7 @@ def create_token(db: Database, request: TokenRequest, who: str, now_s: float) ->
 def list_tokens(db: Database) -> list[TokenView]:
     """Every user token, oldest first."""
     sql = "SELECT id, name, role, created_at, expires_at, revoked_at FROM user_token ORDER BY created_at LIMIT ?"
-    return [TokenView(*found) for found in db.read(lambda connection: rows(connection, sql, (_TOKENS_LISTED_MAX,)))]
+    return [TokenView(**found) for found in db.read(lambda connection: rows(connection, sql, (_TOKENS_LISTED_MAX,)))]
 
 
 def revoke_token(db: Database, token_id: str, who: str, now_s: float) -> None:
@@ -145,8 +131,10 @@ def revoke_token(db: Database, token_id: str, who: str, now_s: float) -> None:
     db.write(job)
 
 
-def create_join_token(db: Database, uses_max: int, ttl_s: int, who: str, now_s: float) -> str:
-    """Make a token that `uses_max` devices may enrol with during `ttl_s` seconds.
+def create_join_token(
+    db: Database, uses_max: int, ttl_s: int, who: str, now_s: float, *, expected_only: bool = False
+) -> str:
+    """Make a token that `uses_max` devices may enrol with during `ttl_s` seconds; announced ones alone if told.
 
     Raises:
         InvalidError: a bound is not positive.
@@ -157,8 +145,9 @@ def create_join_token(db: Database, uses_max: int, ttl_s: int, who: str, now_s: 
 
     def job(connection: Connection) -> None:
         connection.execute(
-            "INSERT INTO join_token (id, secret_sha256, uses, uses_max, created_at, expires_at) VALUES (?,?,0,?,?,?)",
-            (token_id, hash_secret(secret), uses_max, now_s, now_s + ttl_s),
+            "INSERT INTO join_token (id, secret_sha256, uses, uses_max, created_at, expires_at, expected_only)"
+            " VALUES (?, ?, 0, ?, ?, ?, ?)",
+            (token_id, hash_secret(secret), uses_max, now_s, now_s + ttl_s, int(expected_only)),
         )
         audit(connection, who, "join.create", token_id, now_s)
 
@@ -209,11 +198,30 @@ def authenticate_device(db: Database, key: str) -> Principal:
     """
     device_id, _, secret = key.partition(".")
     found = db.read(
-        lambda connection: row(connection, "SELECT name, secret_sha256 FROM device WHERE id = ?", (device_id,))
+        lambda connection: row(
+            connection,
+            "SELECT name, secret_sha256, next_secret_sha256, revoked_at, retired_at FROM device WHERE id = ?",
+            (device_id,),
+        )
     )
-    if found is None or not same_secret(secret, found["secret_sha256"]):
+    is_next = found is not None and found["next_secret_sha256"] and same_secret(secret, found["next_secret_sha256"])
+    if found is None or not (is_next or same_secret(secret, found["secret_sha256"])):
         raise UnauthorizedError("the device key is not known here; enrol the device again with a new join string")
+    if found["retired_at"] is not None or found["revoked_at"] is not None:
+        ended = "retired" if found["retired_at"] is not None else "revoked"
+        raise UnauthorizedError(f"the device was {ended}; enrol it again with a new join string if it may come back")
+    if is_next:
+        db.write(lambda connection: _take_next_key(connection, device_id, hash_secret(secret)))
     return Principal("device", device_id, found["name"])
+
+
+def _take_next_key(connection: Connection, device_id: str, secret_sha256: str) -> None:
+    """The next key was used: the one before is over."""
+    connection.execute(
+        "UPDATE device SET secret_sha256 = next_secret_sha256, next_secret_sha256 = NULL"
+        " WHERE id = ? AND next_secret_sha256 = ?",
+        (device_id, secret_sha256),
+    )
 
 
 def authenticate(db: Database, bearer: str, now_s: float) -> Principal:
@@ -254,10 +262,15 @@ def authenticate_session(db: Database, secret: str, now_s: float) -> Principal:
     Raises:
         UnauthorizedError: nobody any more.
     """
-    sql = "SELECT token_id FROM session WHERE id_sha256 = ? AND expires_at > ?"
+    sql = (
+        "SELECT s.token_id, s.person, p.role FROM session s"
+        " LEFT JOIN person p ON p.name = s.person AND p.disabled_at IS NULL WHERE s.id_sha256 = ? AND s.expires_at > ?"
+    )
     found = db.read(lambda connection: row(connection, sql, (hash_secret(secret), now_s)))
-    if found is None:
+    if found is None or (found["person"] is not None and found["role"] is None):
         raise UnauthorizedError("the session has ended; sign in again at /login")
+    if found["person"] is not None:
+        return Principal("user", found["person"], found["person"], ROLES.get(found["role"], frozenset()), session=True)
     return _user(db, found["token_id"], now_s, session=True)[0]
 
 
@@ -277,9 +290,3 @@ def require(principal: Principal, scope: str) -> None:
             raise ForbiddenError("only devices may do this, with their own key")
     elif principal.kind != "user" or scope not in principal.scopes:
         raise ForbiddenError(f"this needs the scope {scope}; ask for a token of a role that has it")
-
-
-def list_audit(db: Database, before_id: int, limit: int) -> list[AuditEntry]:
-    """The audit, newest first, one entry more than `limit` when there are more."""
-    sql = "SELECT id, at, who, what, target FROM audit WHERE id < ? ORDER BY id DESC LIMIT ?"
-    return [AuditEntry(*found) for found in db.read(lambda connection: rows(connection, sql, (before_id, limit + 1)))]

@@ -20,9 +20,10 @@ from typing import Final, Self
 
 from tinylcm.files import list_files, make_folder
 
-from .db import Connection, Database, row, storage_error
+from .db import Connection, Database, row
 from .errors import BadRequestError, BusyError, ConflictError, InvalidError, NotFoundError, StorageError, TooLargeError
-from .store import FolderStore
+from .sql import storage_error
+from .store import Store
 
 PARTS_MAX: Final = 4
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
@@ -65,7 +66,7 @@ def read_range(content_range: str, content_length: str) -> tuple[int, int]:
     return int(found[1]), int(found[3])
 
 
-def progress(db: Database, store: FolderStore, device: str, sha256: str) -> Progress:
+def progress(db: Database, store: Store, device: str, sha256: str) -> Progress:
     """How much of a blob of this device is here."""
     found = db.read(lambda connection: _size(connection, device, sha256))
     if found is not None:
@@ -76,17 +77,16 @@ def progress(db: Database, store: FolderStore, device: str, sha256: str) -> Prog
         return Progress(0, False)
 
 
-def path_of(db: Database, store: FolderStore, sha256: str) -> Path:
-    """The file of a blob that any device uploaded.
+def check_uploaded(db: Database, sha256: str) -> None:
+    """Refuse a blob that no device has uploaded.
 
     Raises:
         NotFoundError: nobody has.
     """
     check_name(sha256)
-    sql = "SELECT 1 FROM blob WHERE sha256 = ?"
+    sql = "SELECT 1 AS one FROM blob WHERE sha256 = ?"
     if db.read(lambda connection: row(connection, sql, (sha256,))) is None:
         raise NotFoundError("no device has uploaded a blob of this hash")
-    return store.path(sha256)
 
 
 def _size(connection: Connection, device: str, sha256: str) -> int | None:
@@ -94,7 +94,7 @@ def _size(connection: Connection, device: str, sha256: str) -> int | None:
     return None if found is None else int(found["size"])
 
 
-def _part_path(store: FolderStore, device: str, sha256: str) -> Path:
+def _part_path(store: Store, device: str, sha256: str) -> Path:
     return store.folder / ".parts" / device / sha256
 
 
@@ -109,16 +109,14 @@ class Limits:
 class Part:
     """A blob that is being uploaded; made by `Part.open`, and closed in any case."""
 
-    def __init__(self, db: Database, store: FolderStore, device: str, sha256: str, handle: int) -> None:
+    def __init__(self, db: Database, store: Store, device: str, sha256: str, handle: int) -> None:
         self._db, self._store, self._device, self._sha256 = db, store, device, sha256
         self._handle = handle
         self.path = _part_path(store, device, sha256)
         self.offset = os.fstat(handle).st_size
 
     @classmethod
-    def open(
-        cls, db: Database, store: FolderStore, device: str, sha256: str, first: int, size: int, limits: Limits
-    ) -> Self:
+    def open(cls, db: Database, store: Store, device: str, sha256: str, first: int, size: int, limits: Limits) -> Self:
         """Begin a piece.
 
         Args:
@@ -194,7 +192,7 @@ class Part:
         self._store.put(self, self._sha256)
         self._db.write(
             lambda connection: connection.execute(
-                "INSERT OR IGNORE INTO blob (device, sha256, size, created_at) VALUES (?, ?, ?, ?)",
+                "INSERT INTO blob (device, sha256, size, created_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (self._device, self._sha256, size, now_s),
             )
         )

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import hashlib
-import ipaddress
 import json
 import logging
 import os
-import signal
-import socket
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -22,170 +17,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
+from tinylcm.commands import COMMANDS
 from tinylcm.errors import ConfigError, TinyLCMError
-from tinylcm.files import device_error, make_folder, read_bounded
-from tinylcm.keys import load_public, pin_root
+from tinylcm.files import device_error, read_bounded, write_atomic
 from tinylcm.package import load_package
 
-from . import __version__, auth
+from . import __version__, host_cli
 from .client import Client, ClientError, Fields
-from .config import ServerConfig
-from .db import Database
 from .errors import StartError, TinySphereError
+from .output import emit
 from .requestid import RequestIdFilter
 
 CA_BYTES_MAX: Final = 256 << 10
 SETTINGS_BYTES_MAX: Final = 256 << 10
 BUILD_TIMEOUT_S: Final = 600.0
-
-
-def _print(arguments: argparse.Namespace, document: object, text: str) -> None:
-    print(json.dumps(document) if arguments.json else text, flush=True)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-# the server -----------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _own_folder(data: Path) -> Iterator[None]:
-    """Make the data folder ours alone for as long as the server runs."""
-    os.umask(0o077)  # the database, its log and everything else are for the server's user only
-    make_folder(data, private=True)
-    try:
-        handle = os.open(data / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise StartError(f"{data} cannot be written by user id {os.getuid()}: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StartError(f"another TinySphere serves {data}; stop it, or take another --data") from None
-        yield
-    finally:
-        os.close(handle)
-
-
-def _serve(arguments: argparse.Namespace) -> None:
-    import uvicorn
-
-    from .app import create_app
-    from .protocol import protocol_with
-
-    tls = bool(arguments.tls_cert)
-    if bool(arguments.tls_cert) != bool(arguments.tls_key):
-        raise StartError("--tls-cert and --tls-key belong together")
-    if not tls and not arguments.insecure and not _is_loopback(arguments.host):
-        raise StartError(
-            f"{arguments.host} is not this machine alone and there is no TLS: keys and tokens would travel in the "
-            "clear. Give --tls-cert and --tls-key, or name the choice with --insecure"
-        )
-    if tls:
-        try:
-            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(arguments.tls_cert, arguments.tls_key)
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(
-                f"{arguments.tls_cert} and {arguments.tls_key} are no certificate with its key: {error}"
-            ) from None
-    ca_file = arguments.tls_ca or arguments.tls_cert
-    ca_pem = read_bounded(Path(ca_file), CA_BYTES_MAX) if ca_file else None
-    config = ServerConfig(data=Path(arguments.data), ca_pem=ca_pem, secure_cookies=tls)
-    with _own_folder(config.data), _listen(arguments.host, arguments.port) as listener:
-        app = create_app(config)
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        # uvicorn sends itself the signal again after its graceful stop: that must end the process with 0.
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
-        print(f"TinySphere listens on {'https' if tls else 'http'}://{shown}:{port}", flush=True)
-        uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_level="warning",
-                access_log=False,
-                server_header=False,
-                ssl_certfile=arguments.tls_cert or None,
-                ssl_keyfile=arguments.tls_key or None,
-                limit_concurrency=config.connections_max,
-                timeout_keep_alive=config.keep_alive_s,
-                timeout_graceful_shutdown=config.stop_s,
-                http=protocol_with(config.header_timeout_s),
-                h11_max_incomplete_event_size=64 << 10,
-            )
-        ).run(sockets=[listener])
-
-
-@contextlib.contextmanager
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError) as error:
-        raise StartError(f"cannot listen on {host} port {port}: {error}") from error
-    with listener:
-        yield listener
-
-
-@contextlib.contextmanager
-def _database(data: str) -> Iterator[Database]:
-    """The database beside a running server, or without one."""
-    os.umask(0o077)
-    folder = make_folder(Path(data), private=True)
-    db = Database(folder / "tinysphere.db")
-    try:
-        yield db
-    finally:
-        db.close()
-
-
-def _token_create(arguments: argparse.Namespace) -> None:
-    request = auth.TokenRequest(arguments.role, arguments.name, arguments.days)
-    with _database(arguments.data) as db:
-        token = auth.create_token(db, request, "cli", time.time())
-    _print(arguments, msgspec.to_builtins(token), f"{token.token}\nshown only now; role {token.role}, id {token.id}")
-
-
-def _token_list(arguments: argparse.Namespace) -> None:
-    with _database(arguments.data) as db:
-        tokens = auth.list_tokens(db)
-    lines = [f"{token.id}  {token.role:<10} {token.name} {'revoked' if token.revoked_at else ''}" for token in tokens]
-    _print(arguments, [msgspec.to_builtins(token) for token in tokens], "\n".join(lines) or "no tokens")
-
-
-def _token_revoke(arguments: argparse.Namespace) -> None:
-    with _database(arguments.data) as db:
-        auth.revoke_token(db, arguments.id, "cli", time.time())
-    _print(arguments, {"id": arguments.id, "revoked": True}, f"token {arguments.id} is revoked")
-
-
-def _trust(arguments: argparse.Namespace) -> None:
-    make_folder(Path(arguments.data), private=True)
-    root = pin_root(Path(arguments.data) / "roots", load_public(Path(arguments.root)))
-    _print(arguments, {"root": root}, f"packages of root {root} may be uploaded now")
-
-
-def _join_create(arguments: argparse.Namespace) -> None:
-    if not arguments.url.startswith(("http://", "https://")):
-        raise ConfigError(f"{arguments.url!r:.200} is no http(s) address that devices could reach")
-    with _database(arguments.data) as db:
-        root = pin_root(Path(arguments.data) / "roots", load_public(Path(arguments.root)))
-        token = auth.create_join_token(db, arguments.uses, arguments.ttl_s, "cli", time.time())
-    join = f"tinysphere+{arguments.url.rstrip('/')}/join#token={token}&root={root}"
-    if arguments.ca:
-        pem = read_bounded(Path(arguments.ca), CA_BYTES_MAX).decode("ascii", "replace").strip()
-        try:
-            der = ssl.PEM_cert_to_DER_cert(pem)
-        except ValueError as error:
-            raise ConfigError(f"{arguments.ca} is no PEM certificate: {error}") from error
-        join += f"&ca=sha256:{hashlib.sha256(der).hexdigest()}"
-    document = {"join": join, "token": token, "root": root, "uses": arguments.uses, "ttl_s": arguments.ttl_s}
-    _print(arguments, document, join)
 
 
 # over HTTP ------------------------------------------------------------------------------------------------
@@ -235,18 +80,18 @@ def _upload(arguments: argparse.Namespace) -> None:
         version = client.upload(path, name, progress=progress)
         if progress is not None:
             print(file=sys.stderr)
-    _print(arguments, version, f"{version['model']} {version['version']}  sha256 {version['sha256']}")
+    emit(arguments, version, f"{version['model']} {version['version']}  sha256 {version['sha256']}")
 
 
 def _deploy(arguments: argparse.Namespace) -> None:
     made = _client(arguments).deploy(arguments.model, arguments.version, arguments.selector)
     text = f"deployment {made['id']}: {made['model']} {made['version']} to {made['selector']}"
-    _print(arguments, made, text)
+    emit(arguments, made, text)
 
 
 def _abort(arguments: argparse.Namespace) -> None:
     made = _client(arguments).abort(arguments.id)
-    _print(arguments, made, f"deployment {made['id']} is {made['state']}")
+    emit(arguments, made, f"deployment {made['id']} is {made['state']}")
 
 
 def _table(rows: Sequence[Fields], columns: Mapping[str, Callable[[Fields], object]], empty: str) -> str:
@@ -281,23 +126,168 @@ def _devices(arguments: argparse.Namespace) -> None:
         "runs": _runs,
         "alarms": lambda row: row["alarms"],
     }
-    _print(arguments, {"items": rows}, _table(rows, columns, "no devices; make a join string: tinysphere join create"))
+    emit(arguments, {"items": rows}, _table(rows, columns, "no devices; make a join string: tinysphere join create"))
 
 
 def _device(arguments: argparse.Namespace) -> None:
     client = _client(arguments)
+    changes: dict[str, object] = {}
     if arguments.label:
-        labels = dict(pair.partition("=")[::2] for pair in arguments.label)
-        found = client.label_device(arguments.id, labels)
-    else:
-        found = client.device(arguments.id)
-    _print(arguments, found, json.dumps(found, indent=2))
+        changes["labels"] = _pairs(arguments.label)
+    if arguments.place:
+        latitude, _, longitude = arguments.place.partition(",")
+        try:
+            changes |= {"latitude": float(latitude), "longitude": float(longitude)}
+        except ValueError:
+            raise ConfigError(f"--place is {arguments.place!r:.50}, expected degrees such as 52.5,13.4") from None
+    if changes:
+        client.change_device(arguments.id, **changes)
+    if arguments.revoke:
+        client.revoke_device(arguments.id)
+    if arguments.retire:
+        client.retire_device(arguments.id)
+    found = client.device(arguments.id)
+    emit(arguments, found, json.dumps(found, indent=2))
+
+
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    if wrong := next((text for text in texts if "=" not in text), None):
+        raise ConfigError(f"{wrong!r:.70} is no KEY=VALUE")
+    return dict(text.partition("=")[::2] for text in texts)
+
+
+def _group_list(arguments: argparse.Namespace) -> None:
+    rows = _client(arguments).groups()
+    columns: dict[str, Callable[[Fields], object]] = {
+        "name": lambda row: row["name"],
+        "devices": lambda row: row["devices"],
+        "selector": lambda row: row["selector"],
+    }
+    emit(arguments, {"items": rows}, _table(rows, columns, "no groups; make one: tinysphere group set NAME SELECTOR"))
+
+
+def _group_set(arguments: argparse.Namespace) -> None:
+    made = _client(arguments).set_group(arguments.name, arguments.selector)
+    emit(arguments, made, f"group {made['name']}: {made['selector']}, {made['devices']} devices now")
+
+
+def _group_remove(arguments: argparse.Namespace) -> None:
+    gone = _client(arguments).remove_group(arguments.name)
+    emit(arguments, gone, f"group {gone['name']} is removed")
+
+
+def _expect_add(arguments: argparse.Namespace) -> None:
+    made = _client(arguments).announce(arguments.serial, arguments.name, _pairs(arguments.label or []))
+    emit(arguments, made, f"{made['serial']} will be {made['name']}")
+
+
+def _expect_list(arguments: argparse.Namespace) -> None:
+    rows = _client(arguments).expected()
+    columns: dict[str, Callable[[Fields], object]] = {
+        "serial": lambda row: row["serial"],
+        "name": lambda row: row["name"],
+        "came as": lambda row: row["device_id"] or "-",
+    }
+    emit(
+        arguments, {"items": rows}, _table(rows, columns, "no devices are announced: tinysphere expect add SERIAL NAME")
+    )
+
+
+def _expect_remove(arguments: argparse.Namespace) -> None:
+    gone = _client(arguments).withdraw(arguments.serial)
+    emit(arguments, gone, f"{gone['serial']} is not expected any more")
+
+
+def _fleet_export(arguments: argparse.Namespace) -> None:
+    table = _client(arguments).export_devices()
+    if arguments.file is None:
+        emit(arguments, {"csv": table}, table.rstrip("\n"))
+        return
+    write_atomic(Path(arguments.file), table.encode())
+    emit(arguments, {"file": arguments.file}, f"{table.count(chr(10)) - 1} devices are in {arguments.file}")
+
+
+def _fleet_import(arguments: argparse.Namespace) -> None:
+    text = read_bounded(Path(arguments.file), SETTINGS_BYTES_MAX * 4).decode("utf-8-sig", "replace")
+    done = _client(arguments).import_devices(text)
+    emit(arguments, done, f"{done['announced']} devices announced, {done['changed']} changed")
 
 
 def _models(arguments: argparse.Namespace) -> None:
     rows = _client(arguments).models()
     text = "\n".join("  ".join(f"{key}={value}" for key, value in row.items()) for row in rows)
-    _print(arguments, {"items": rows}, text or "no models; upload one: tinysphere upload PACKAGE.tlm")
+    emit(arguments, {"items": rows}, text or "no models; upload one: tinysphere upload PACKAGE.tlm")
+
+
+def _model_show(arguments: argparse.Namespace) -> None:
+    client = _client(arguments)
+    found = client.model(arguments.model)
+    names: dict[object, list[str]] = {}
+    for alias in client.aliases(arguments.model):
+        names.setdefault(alias["version"], []).append(f"@{alias['alias']}")
+    rows = found["versions"]
+    assert isinstance(rows, list)
+    columns: dict[str, Callable[[Fields], object]] = {
+        "version": lambda row: " ".join([str(row["version"]), *names.get(row["version"], [])]),
+        "uploaded (UTC)": lambda row: _when(row["uploaded_at"]),
+        "by": lambda row: row["uploaded_by"],
+        "size": lambda row: row["size"],
+        "lineage": lambda row: " ".join(f"{key}={value}" for key, value in _of(row, "lineage").items()) or "-",
+        "probe": lambda row: _probed(_of(row, "probe")),
+    }
+    emit(arguments, found, _table(rows, columns, "no versions"))
+
+
+def _of(row: Fields, key: str) -> Fields:
+    found = row[key]
+    assert isinstance(found, dict)
+    return found
+
+
+def _probed(probe: Fields) -> str:
+    latency = probe.get("latency_us")
+    return f"{latency:.0f} us" if isinstance(latency, int | float) else str(probe.get("skipped", "-"))
+
+
+def _model_compare(arguments: argparse.Namespace) -> None:
+    found = _client(arguments).compare(arguments.model, arguments.a, arguments.b)
+    rows = found["differences"]
+    assert isinstance(rows, list)
+    columns: dict[str, Callable[[Fields], object]] = {
+        "place": lambda row: row["place"],
+        arguments.a: lambda row: "-" if row["a"] is None else row["a"],
+        arguments.b: lambda row: "-" if row["b"] is None else row["b"],
+    }
+    emit(arguments, found, _table(rows, columns, "the manifests are the same"))
+
+
+def _model_alias(arguments: argparse.Namespace) -> None:
+    made = _client(arguments).set_alias(arguments.model, arguments.alias, arguments.version)
+    emit(arguments, made, f"{made['model']} @{made['alias']} is {made['version']}")
+
+
+def _model_unalias(arguments: argparse.Namespace) -> None:
+    gone = _client(arguments).remove_alias(arguments.model, arguments.alias)
+    emit(arguments, gone, f"{gone['model']} @{gone['alias']} is gone, {gone['version']} stays")
+
+
+def _model_remove(arguments: argparse.Namespace) -> None:
+    gone = _client(arguments).remove_version(arguments.model, arguments.version)
+    emit(arguments, gone, f"{gone['model']} {gone['version']} is removed")
+
+
+def _model_fetch(arguments: argparse.Namespace) -> None:
+    client = _client(arguments)
+    versions = client.model(arguments.model)["versions"]
+    assert isinstance(versions, list)
+    found = next((item for item in versions if item["version"] == arguments.version), None)
+    if found is None:
+        raise ConfigError(f"model {arguments.model} has no version {arguments.version}")
+    data = client.package(str(found["sha256"]))
+    if hashlib.sha256(data).hexdigest() != found["sha256"]:
+        raise TinySphereError("what came is not the package: its hash is another; fetch it again")
+    write_atomic(Path(arguments.file), data)
+    emit(arguments, {"file": arguments.file, "bytes": len(data)}, f"{len(data)} bytes are in {arguments.file}")
 
 
 def _deployments(arguments: argparse.Namespace) -> None:
@@ -310,7 +300,7 @@ def _deployments(arguments: argparse.Namespace) -> None:
         "devices": lambda row: row["states"],
         "created (UTC)": lambda row: _when(row["created_at"]),
     }
-    _print(arguments, {"items": rows}, _table(rows, columns, "no deployments"))
+    emit(arguments, {"items": rows}, _table(rows, columns, "no deployments"))
 
 
 def _events(arguments: argparse.Namespace) -> None:
@@ -325,7 +315,7 @@ def _events(arguments: argparse.Namespace) -> None:
         "threshold": lambda row: f"{row['threshold']:.4g}" if isinstance(row["threshold"], float) else "-",
         "window": lambda row: row["window"],
     }
-    _print(arguments, {"items": rows}, _table(rows, columns, "no drift events"))
+    emit(arguments, {"items": rows}, _table(rows, columns, "no drift events"))
 
 
 def _value(text: str) -> object:
@@ -342,13 +332,13 @@ def _give_command(arguments: argparse.Namespace) -> None:
         raise ConfigError("--arg is KEY=VALUE, such as --arg model=activity")
     args = {key: _value(value) for key, _, value in pairs}
     made = _client(arguments).command(arguments.selector, arguments.name, args, expires_in_s=arguments.expires_s)
-    _print(arguments, made, f"command {made['id']}: {made['name']} to {made['selector']}; see `tinysphere commands`")
+    emit(arguments, made, f"command {made['id']}: {made['name']} to {made['selector']}; see `tinysphere commands`")
 
 
 def _commands(arguments: argparse.Namespace) -> None:
     if arguments.id is not None:
         found = _client(arguments).command_state(arguments.id)
-        _print(arguments, found, json.dumps(found, indent=2))
+        emit(arguments, found, json.dumps(found, indent=2))
         return
     rows = _client(arguments).commands()
     columns: dict[str, Callable[[Fields], object]] = {
@@ -358,7 +348,7 @@ def _commands(arguments: argparse.Namespace) -> None:
         "devices": lambda row: row["states"],
         "given (UTC)": lambda row: _when(row["created_at"]),
     }
-    _print(arguments, {"items": rows}, _table(rows, columns, "no commands"))
+    emit(arguments, {"items": rows}, _table(rows, columns, "no commands"))
 
 
 def _config_set(arguments: argparse.Namespace) -> None:
@@ -368,12 +358,12 @@ def _config_set(arguments: argparse.Namespace) -> None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
     made = _client(arguments).set_config(settings)
-    _print(arguments, made, f"version {made['version']} for {made['scope']} devices")
+    emit(arguments, made, f"version {made['version']} for {made['scope']} devices")
 
 
 def _config_show(arguments: argparse.Namespace) -> None:
     found = _client(arguments).config()
-    _print(arguments, found, json.dumps(found, indent=2))
+    emit(arguments, found, json.dumps(found, indent=2))
 
 
 # the parser -----------------------------------------------------------------------------------------------
@@ -394,6 +384,9 @@ def _command(
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     if data:
         parser.add_argument("--data", required=True, metavar="DIR", help="the server's data folder")
+        parser.add_argument(
+            "--database", metavar="URL", help="postgresql://... instead of SQLite in DIR (or TINYSPHERE_DATABASE)"
+        )
     if http:
         parser.add_argument("--server", metavar="URL", help="the server (or TINYSPHERE_URL)")
         parser.add_argument("--token", metavar="TOKEN", help="a user token (or TINYSPHERE_TOKEN)")
@@ -407,52 +400,74 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tinysphere", description="The server of a fleet of devices.")
     parser.add_argument("--version", action="version", version=f"tinysphere {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    command = _command(commands, "serve", _serve, "run the server", data=True)
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1)")
-    command.add_argument("--port", type=int, default=8080, help="port (default 8080; 0 takes a free one)")
-    command.add_argument("--tls-cert", metavar="PEM", default="", help="the server's certificate: serve https")
-    command.add_argument("--tls-key", metavar="PEM", default="", help="its private key")
-    command.add_argument("--tls-ca", metavar="PEM", default="", help="the authority that devices pin")
-    command.add_argument("--insecure", action="store_true", help="serve other machines without TLS")
-
-    token = commands.add_parser("token", help="people's tokens").add_subparsers(required=True, metavar="ACTION")
-    command = _command(token, "create", _token_create, "make a token; it is shown once", data=True)
-    command.add_argument("--role", required=True, choices=list(auth.ROLES), help="what it may do")
-    command.add_argument("--name", default="", help="whose it is")
-    command.add_argument("--days", type=int, help="how long it is valid (default: until revoked)")
-    _command(token, "list", _token_list, "the tokens, without their secrets", data=True)
-    _command(token, "revoke", _token_revoke, "end a token", data=True).add_argument("id", help="from `token list`")
-
-    command = _command(commands, "trust", _trust, "let a publisher's packages be uploaded", data=True)
-    command.add_argument("root", metavar="ROOT.pub", help="the publisher's public root key")
-    join = commands.add_parser("join", help="join strings for devices").add_subparsers(required=True, metavar="ACTION")
-    command = _command(join, "create", _join_create, "make the string that a device enrols with", data=True)
-    command.add_argument("--url", required=True, help="the server's address as devices reach it")
-    command.add_argument("--root", required=True, metavar="ROOT.pub", help="the publisher's root key that devices pin")
-    command.add_argument("--uses", type=int, default=1, help="devices that may use it (default 1)")
-    command.add_argument("--ttl-s", type=int, default=86400, help="seconds that it is valid (default a day)")
-    command.add_argument("--ca", metavar="PEM", help="the authority that devices pin, with TLS")
-
+    host_cli.add_commands(commands, _command)
     command = _command(commands, "upload", _upload, "upload a package, or build it from a model first", http=True)
     command.add_argument("file", metavar="PACKAGE.tlm | MODEL", help="what to upload")
     command.add_argument("--manifest", metavar="model.toml", help="to build a package")
     command.add_argument("--key", metavar="release.key", help="to build a package")
     command = _command(commands, "deploy", _deploy, "deploy a version to devices", http=True)
     command.add_argument("model", help="the model's name")
-    command.add_argument("version", help="an uploaded version")
+    command.add_argument("version", help="an uploaded version, or @ALIAS")
     command.add_argument("--selector", default="all", help="all, or such as 'site=berlin and ram_mb>=512'")
     _command(commands, "abort", _abort, "end a deployment", http=True).add_argument("id", type=int, help="its number")
     _command(commands, "devices", _devices, "the devices", http=True)
     command = _command(commands, "device", _device, "one device", http=True)
     command.add_argument("id", help="the device's id")
     command.add_argument("--label", action="append", metavar="KEY=VALUE", help="replace its labels (repeatable)")
+    command.add_argument("--place", metavar="LAT,LON", help="where it is, in degrees")
+    command.add_argument("--revoke", action="store_true", help="refuse its key from now on")
+    command.add_argument("--retire", action="store_true", help="take it out of service")
+    group = commands.add_parser("group", help="selectors with a name: group=NAME").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    _command(group, "list", _group_list, "the groups", http=True)
+    command = _command(group, "set", _group_set, "make a group, or give it another selector", http=True)
+    command.add_argument("name", help="its name")
+    command.add_argument("selector", help="such as 'site=berlin and ram_mb>=512'")
+    _command(group, "remove", _group_remove, "remove a group", http=True).add_argument("name", help="its name")
+    expect = commands.add_parser("expect", help="devices announced by their serial number").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    command = _command(expect, "add", _expect_add, "announce a device", http=True)
+    command.add_argument("serial", help="its serial number: tinylcm enrol --serial")
+    command.add_argument("name", help="the name that it gets")
+    command.add_argument("--label", action="append", metavar="KEY=VALUE", help="a label that it gets (repeatable)")
+    _command(expect, "list", _expect_list, "the announced devices", http=True)
+    command = _command(expect, "remove", _expect_remove, "take an announcement back", http=True)
+    command.add_argument("serial", help="its serial number")
+    fleet = commands.add_parser("fleet", help="the fleet as a table").add_subparsers(required=True, metavar="ACTION")
+    command = _command(fleet, "export", _fleet_export, "every device as CSV", http=True)
+    command.add_argument("file", nargs="?", metavar="FILE.csv", help="where to (default: print it)")
+    command = _command(fleet, "import", _fleet_import, "announce and change devices by CSV", http=True)
+    command.add_argument("file", metavar="FILE.csv", help="with the columns of `fleet export`")
     _command(commands, "models", _models, "the models", http=True)
+    model = commands.add_parser("model", help="one model and its versions").add_subparsers(
+        required=True, metavar="ACTION"
+    )
+    command = _command(model, "show", _model_show, "its versions, aliases and lineage", http=True)
+    command.add_argument("model", help="the model's name")
+    command = _command(model, "compare", _model_compare, "where two versions differ", http=True)
+    command.add_argument("model", help="the model's name")
+    command.add_argument("a", help="a version, or @ALIAS")
+    command.add_argument("b", help="a version, or @ALIAS")
+    command = _command(model, "alias", _model_alias, "have an alias, such as champion, name a version", http=True)
+    command.add_argument("model", help="the model's name")
+    command.add_argument("alias", help="the name, without @")
+    command.add_argument("version", help="an uploaded version")
+    command = _command(model, "unalias", _model_unalias, "take an alias away", http=True)
+    command.add_argument("model", help="the model's name")
+    command.add_argument("alias", help="the name, without @")
+    command = _command(model, "fetch", _model_fetch, "the package of a version", http=True)
+    command.add_argument("model", help="the model's name")
+    command.add_argument("version", help="an uploaded version")
+    command.add_argument("file", metavar="FILE.tlm", help="where to")
+    command = _command(model, "remove", _model_remove, "remove a version that nobody runs", http=True)
+    command.add_argument("model", help="the model's name")
+    command.add_argument("version", help="an uploaded version")
     _command(commands, "deployments", _deployments, "the deployments", http=True)
     command = _command(commands, "command", _give_command, "have devices do something once", http=True)
     command.add_argument("selector", help="all, or such as 'site=berlin and ram_mb>=512'")
-    command.add_argument(
-        "name", help="ping, sync_now, flush, collect_status, rollback, reset_monitors, capture, log_level"
-    )
+    command.add_argument("name", help=", ".join(COMMANDS))
     command.add_argument("--arg", action="append", metavar="KEY=VALUE", help="an argument (repeatable)")
     command.add_argument("--expires-s", type=float, default=3600.0, help="seconds that it waits for a device")
     command = _command(

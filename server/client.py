@@ -247,15 +247,99 @@ class Client:
         """One device."""
         return self.request("GET", f"/api/v1/devices/{quote(device_id, safe='')}")
 
-    def label_device(self, device_id: str, labels: Mapping[str, str]) -> Fields:
-        """Replace a device's labels."""
+    def change_device(self, device_id: str, **changes: object) -> Fields:
+        """Change a device's `name`, `labels` (all of them), `latitude` and `longitude`."""
         version = self.device(device_id)["row_version"]
         path = f"/api/v1/devices/{quote(device_id, safe='')}"
-        return self.request("PATCH", path, {"labels": dict(labels)}, {"If-Match": f'"{version}"'})
+        return self.request("PATCH", path, changes, {"If-Match": f'"{version}"'})
+
+    def label_device(self, device_id: str, labels: Mapping[str, str]) -> Fields:
+        """Replace a device's labels."""
+        return self.change_device(device_id, labels=dict(labels))
+
+    def revoke_device(self, device_id: str) -> Fields:
+        """Refuse a device's key from now on."""
+        return self.request("POST", f"/api/v1/devices/{quote(device_id, safe='')}/revoke")
+
+    def retire_device(self, device_id: str) -> Fields:
+        """Take a device out of service."""
+        return self.request("POST", f"/api/v1/devices/{quote(device_id, safe='')}/retire")
+
+    def announce(self, serial: str, name: str, labels: Mapping[str, str] | None = None) -> Fields:
+        """Announce a device by its serial number."""
+        body = {"serial": serial, "name": name, "labels": dict(labels or {})}
+        return self.request("POST", "/api/v1/devices/expected", body)
+
+    def withdraw(self, serial: str) -> Fields:
+        """Take an announcement back."""
+        return self.request("DELETE", f"/api/v1/devices/expected/{quote(serial, safe='')}")
+
+    def expected(self) -> list[Fields]:
+        """Devices that were announced."""
+        return list(self.pages("/api/v1/devices/expected", {}))
+
+    def export_devices(self) -> str:
+        """Every device as CSV."""
+        status, _, data = self._send("GET", "/api/v1/devices/table", None, {})
+        if status != 200:
+            self._read(status, data)  # raises what the server says
+        return data.decode()
+
+    def import_devices(self, table: str) -> Fields:
+        """Announce and change devices by CSV: all rows or none."""
+        headers = {"Content-Type": "text/csv"}
+        status, _, data = self._send("POST", "/api/v1/devices/table", table.encode(), headers)
+        return self._read(status, data)
+
+    def groups(self) -> list[Fields]:
+        """Groups of devices."""
+        items = self.request("GET", "/api/v1/groups")["items"]
+        return list(items) if isinstance(items, list) else []
+
+    def set_group(self, name: str, selector: str) -> Fields:
+        """Make a group, or give it another selector."""
+        return self.request("PUT", f"/api/v1/groups/{quote(name, safe='')}", {"selector": selector})
+
+    def remove_group(self, name: str) -> Fields:
+        """Remove a group."""
+        return self.request("DELETE", f"/api/v1/groups/{quote(name, safe='')}")
 
     def models(self) -> list[Fields]:
         """Every model."""
         return list(self.pages("/api/v1/models", {}))
+
+    def model(self, name: str) -> Fields:
+        """A model with its versions, newest first."""
+        return self.request("GET", f"/api/v1/models/{quote(name, safe='')}")
+
+    def aliases(self, name: str) -> list[Fields]:
+        """The aliases of a model."""
+        items = self.request("GET", f"/api/v1/models/{quote(name, safe='')}/aliases")["items"]
+        return list(items) if isinstance(items, list) else []
+
+    def set_alias(self, name: str, alias: str, version: str) -> Fields:
+        """Have an alias, such as `champion`, name a version."""
+        path = f"/api/v1/models/{quote(name, safe='')}/aliases/{quote(alias, safe='')}"
+        return self.request("PUT", path, {"version": version})
+
+    def remove_alias(self, name: str, alias: str) -> Fields:
+        """Take an alias away."""
+        return self.request("DELETE", f"/api/v1/models/{quote(name, safe='')}/aliases/{quote(alias, safe='')}")
+
+    def compare(self, name: str, a: str, b: str) -> Fields:
+        """Two versions of a model side by side; `@NAME` is an alias."""
+        return self.request("GET", f"/api/v1/models/{quote(name, safe='')}/compare?{urlencode({'a': a, 'b': b})}")
+
+    def remove_version(self, name: str, version: str) -> Fields:
+        """Remove a version that nobody runs or is to run."""
+        return self.request("DELETE", f"/api/v1/models/{quote(name, safe='')}/versions/{quote(version, safe='')}")
+
+    def package(self, sha256: str) -> bytes:
+        """The bytes of a package."""
+        status, _, data = self._send("GET", f"/api/v1/packages/{quote(sha256, safe='')}", None, {})
+        if status != 200:
+            self._read(status, data)  # raises what the server says
+        return data
 
     def events(self, *, device: str | None = None, model: str | None = None, most: int = 1000) -> list[Fields]:
         """Drift events, newest first."""

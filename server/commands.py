@@ -8,7 +8,6 @@ refused; what the device has not received when the time is over expires here. Th
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Final
 
 import msgspec
@@ -19,9 +18,10 @@ from tinylcm.types import Json
 from tinylcm.wire import finite
 
 from . import selectors
-from .auth import audit
-from .db import Connection, Database, Page, decode_cursor, paged, row, rows
+from .audit import audit
+from .db import Connection, Database, Page, Row, decode_cursor, paged, row, rows
 from .errors import InvalidError, NotFoundError
+from .groups import members
 
 DEVICES_MAX: Final = 100_000  # that one command may mean
 DEVICES_SHOWN_MAX: Final = 10_000
@@ -70,24 +70,14 @@ def create_in(connection: Connection, request: CommandRequest, who: str, now_s: 
         BadRequestError: the selector is malformed.
         InvalidError: there is no such command, an argument is wrong, or no device is meant.
     """
-    selector = selectors.parse(request.selector)
+    selectors.parse(request.selector)
     if not 0.0 < request.expires_in_s <= EXPIRES_S_MAX:
         raise InvalidError(f"expires_in_s: is {request.expires_in_s:g}, expected more than 0 and {EXPIRES_S_MAX:g}")
     try:
         args = check_args(request.name, request.args)
     except WireError as error:
         raise InvalidError(str(error)) from error
-    meant = [
-        found["id"]
-        for found in rows(
-            connection, "SELECT id, name, labels, capabilities FROM device ORDER BY id LIMIT ?", (DEVICES_MAX,)
-        )
-        if selector.matches(
-            selectors.facts_of(
-                found["id"], found["name"], json.loads(found["labels"]), json.loads(found["capabilities"])
-            )
-        )
-    ]
+    meant = members(connection, request.selector)
     if not meant:
         raise InvalidError(f"selector: {request.selector!r:.100} matches no device; see `tinysphere devices`")
     number = _next_id(connection, now_s)
@@ -107,6 +97,7 @@ def create_in(connection: Connection, request: CommandRequest, who: str, now_s: 
 
 
 def _next_id(connection: Connection, now_s: float) -> int:
+    connection.lock("command")
     found = row(connection, "SELECT MAX(id) AS last FROM command")
     last = found["last"] if found is not None and found["last"] is not None else 0
     return max(int(last) + 1, int(now_s * 1000))
@@ -118,7 +109,7 @@ def _next_id(connection: Connection, now_s: float) -> int:
 _STATE: Final = "CASE WHEN s.state IN ('waiting', 'sent') AND s.expires_at <= ? THEN 'expired' ELSE s.state END"
 
 
-def _view(connection: Connection, found: sqlite3.Row, devices: list[DeviceAnswer], now_s: float) -> CommandView:
+def _view(connection: Connection, found: Row, devices: list[DeviceAnswer], now_s: float) -> CommandView:
     sql = f"SELECT {_STATE} AS shown, COUNT(*) AS n FROM device_command s WHERE s.command = ? GROUP BY shown"  # noqa: S608
     return CommandView(
         id=found["id"],
@@ -138,12 +129,13 @@ def _get(connection: Connection, number: int, now_s: float) -> CommandView:
     if found is None:
         raise NotFoundError(f"there is no command {number}; see `tinysphere commands`")
     sql = (
-        f"SELECT s.device, COALESCE(d.name, ''), {_STATE}, s.detail, s.result, s.updated_at FROM device_command s"  # noqa: S608
+        f"SELECT s.device AS device_id, COALESCE(d.name, '') AS device_name, {_STATE} AS state, s.detail,"  # noqa: S608
+        " s.result, s.updated_at FROM device_command s"
         " LEFT JOIN device d ON d.id = s.device WHERE s.command = ? ORDER BY s.device LIMIT ?"
     )
     devices = [
-        DeviceAnswer(device, name, state, detail, None if result is None else json.loads(result), updated_at)
-        for device, name, state, detail, result, updated_at in rows(connection, sql, (now_s, number, DEVICES_SHOWN_MAX))
+        DeviceAnswer(**{**item, "result": None if item["result"] is None else json.loads(item["result"])})
+        for item in rows(connection, sql, (now_s, number, DEVICES_SHOWN_MAX))
     ]
     return _view(connection, found, devices, now_s)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from tinylcm.manifest import PACKAGE_BYTES_MAX
+
+DATABASE_FILE: Final = "tinysphere.db"
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +16,11 @@ class ServerConfig:
     """What `create_app` is built from.
 
     Attributes:
-        data: folder of the database, the blobs and the pinned roots.
+        data: folder of the database and the blobs; root keys in its `roots` are pinned at the start.
+        database: address of a PostgreSQL database instead of SQLite's file in `data`; empty for that one.
+        s3: address of a bucket for the blobs instead of a folder in `data`; empty for that one.
+        insecure: the object store may be reached by plain http on another machine.
+        alone: no other process uses `data` now, so what broken uploads have left there may be removed.
         writer_queue_max: jobs that may wait for the writer; more are answered with 503.
         writer_group_max: jobs in one commit.
         writer_timeout_s: how long a request waits for its commit.
@@ -21,6 +28,7 @@ class ServerConfig:
         blob_bytes_max, device_blobs_bytes_max: one blob that a device uploads, and all of one device.
         device_requests_per_s, user_requests_per_s: how often one device and one person may ask, after `burst` requests.
         failures_per_s: how often an address may fail to say who it is, after a twentieth of `burst`, 5 at least.
+        probe_timeout_s, probe_memory_bytes: of the child process that tries an upload; 0 seconds for none.
         next_sync_s: when devices are told to come back.
         session_s: life of a dashboard session.
         page_items_max: items in one page of a list.
@@ -34,6 +42,10 @@ class ServerConfig:
     """
 
     data: Path
+    database: str = ""
+    alone: bool = True
+    s3: str = ""
+    insecure: bool = False
     writer_queue_max: int = 2000
     writer_group_max: int = 200
     writer_timeout_s: float = 30.0
@@ -46,6 +58,8 @@ class ServerConfig:
     user_requests_per_s: float = 50.0
     failures_per_s: float = 1.0
     burst: int = 1000
+    probe_timeout_s: float = 60.0
+    probe_memory_bytes: int = 4 << 30
     next_sync_s: float = 30.0
     session_s: int = 12 * 3600
     page_items_max: int = 500

@@ -1,4 +1,4 @@
-"""The database: one writer thread with group commit, and readers with connections of their own.
+"""The database, SQLite or PostgreSQL: one writer thread with group commit, and readers with connections of their own.
 
 A job is a function of the writer's connection. Jobs that wait are run in one transaction, each in its own
 savepoint, so that a bad job fails alone; a job's result is given only after the commit that holds it.
@@ -10,27 +10,45 @@ import base64
 import binascii
 import json
 import queue
+import random
 import secrets
-import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, Generic, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import urlsplit
 
 import msgspec
-from peewee import SchemaManager, SqliteDatabase
+from peewee import PeeweeException, SqliteDatabase
+from playhouse.pool import PooledPostgresqlDatabase
 
-from .errors import BadRequestError, BusyError, StartError, StorageError, TinySphereError
-from .models import SCHEMA_VERSION, TABLES
+from .errors import BadRequestError, BusyError, StartError, StorageError
+from .schema import Schema, kind_of
+from .sql import (
+    UNREACHABLE,
+    Connection,
+    Row,
+    Value,
+    is_conflict,
+    is_database_error,
+    row,
+    rows,
+    storage_error,
+    wrap,
+)
 
 T = TypeVar("T")
-Connection: TypeAlias = sqlite3.Connection
-Value: TypeAlias = "str | int | float | bytes | None"
+__all__ = ["Connection", "Database", "Page", "Row", "Value", "meta", "open_database", "raise_generation", "row", "rows"]
 BUSY_TIMEOUT_S: Final = 10
-_STORAGE_CODES: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
+CONNECT_TIMEOUT_S: Final = 10
+READERS_MAX: Final = 16  # connections of one process to PostgreSQL, beside the writer's
+CONFLICT_TRIES: Final = 6
+CONFLICT_WAIT_S: Final = 0.01  # doubled with each try
+_OPTIONS: Final = "-c statement_timeout=30000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=60000"
 
 
 class Page(msgspec.Struct, Generic[T], frozen=True):
@@ -67,31 +85,6 @@ def paged(items: list[T], limit: int, key: Callable[[T], str | int | list[str]])
     return Page(items[:limit], encode_cursor(key(items[limit - 1])) if len(items) > limit else None)
 
 
-def rows(connection: Connection, sql: str, values: Sequence[Value] = ()) -> list[sqlite3.Row]:
-    """All rows of a query, readable by column name; the query bounds their number."""
-    cursor = connection.cursor()
-    cursor.row_factory = sqlite3.Row
-    return cursor.execute(sql, values).fetchall()
-
-
-def row(connection: Connection, sql: str, values: Sequence[Value] = ()) -> sqlite3.Row | None:
-    """The first row of a query, or None."""
-    found = rows(connection, sql, values)
-    return found[0] if found else None
-
-
-def storage_error(error: sqlite3.Error | OSError) -> TinySphereError | None:
-    """The error to answer when the disk is at fault or the database is locked; None for any other reason."""
-    if isinstance(error, OSError):
-        return StorageError(f"the server's disk refuses: {error.strerror}; nothing was stored, free some space")
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in _STORAGE_CODES:
-        return StorageError("the server's disk is full or failing; nothing was stored, free some space and resend")
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return BusyError("the database is locked by another program; nothing was stored", retry_after_s=2)
-    return None
-
-
 class _Job:
     __slots__ = ("future", "run")
 
@@ -100,77 +93,111 @@ class _Job:
         self.future: Future[object] = Future()
 
 
+def open_database(where: Path | str) -> Any:
+    """Peewee's database: of a file, or of a `postgresql://` address, whose password may be in libpq's usual places.
+
+    Raises:
+        StartError: the address is none, or the driver is not installed.
+    """
+    if isinstance(where, Path):
+        return SqliteDatabase(
+            str(where),
+            pragmas={"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "cache_size": -16000},
+            timeout=BUSY_TIMEOUT_S,
+        )
+    if urlsplit(where).scheme != "postgresql":
+        raise StartError("the database's address begins with postgresql://, as in postgresql://user@host/name")
+    try:
+        import psycopg  # noqa: F401
+    except ImportError:
+        raise StartError("PostgreSQL needs psycopg: pip install 'tinymlops[postgresql]'") from None
+    return PooledPostgresqlDatabase(
+        where,
+        prefer_psycopg3=True,
+        max_connections=READERS_MAX + 2,
+        stale_timeout=300,
+        timeout=BUSY_TIMEOUT_S,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        options=_OPTIONS,
+    )
+
+
+def close_database(database: Any) -> None:
+    """Close the connections of `open_database`."""
+    if kind_of(database) == "postgresql":
+        database.close_all()
+    elif not database.is_closed():
+        database.close()
+
+
 class Database:
-    """The server's SQLite database.
+    """The server's database.
 
     Args:
-        path: its file; made with its tables when it does not exist.
+        where: SQLite's file, made with its tables when it does not exist; or a `postgresql://` address, whose tables
+            `tinysphere migrate` makes.
         queue_max: jobs that may wait; one more is refused.
         group_max: jobs in one commit.
         timeout_s: how long `write` waits for its commit.
 
     Raises:
-        StartError: the file cannot be opened, or a newer server made it.
+        StartError: it cannot be opened, has another schema, or a newer server made it.
     """
 
-    def __init__(self, path: Path, *, queue_max: int = 2000, group_max: int = 200, timeout_s: float = 30.0) -> None:
-        self.path = path
+    def __init__(
+        self, where: Path | str, *, queue_max: int = 2000, group_max: int = 200, timeout_s: float = 30.0
+    ) -> None:
+        self.where = where
         self._group_max = group_max
         self._timeout_s = timeout_s
         self._queue: queue.Queue[_Job | None] = queue.Queue(queue_max)
-        self._database = SqliteDatabase(
-            str(path),
-            pragmas={
-                "journal_mode": "wal",
-                "synchronous": "full",
-                "foreign_keys": 1,
-                "cache_size": -16000,
-            },
-            timeout=BUSY_TIMEOUT_S,
-        )
+        self._database = open_database(where)
+        self.kind = kind_of(self._database)
         self.commits = 0
         self.jobs = 0
         self._closed = False
+        name = f"the database {where}" if isinstance(where, Path) else "the PostgreSQL database"
         try:
-            self._prepare()
-        except (sqlite3.Error, OSError) as error:
-            raise StartError(f"the database {path} cannot be opened: {error}") from error
+            self._prepare(name)
         except Exception as error:
-            if isinstance(error, TinySphereError):
+            close_database(self._database)
+            if isinstance(error, StartError):
                 raise
-            raise StartError(f"the database {path} cannot be opened: {error}") from error
+            raise StartError(f"{name} cannot be opened: {error}") from error
         self.instance = self.read(lambda connection: meta(connection, "instance"))
         self._thread = threading.Thread(target=self._write_loop, name="tinysphere-writer", daemon=True)
         self._thread.start()
 
-    def _prepare(self) -> None:
-        existed = self.path.exists()
-        if not existed:
-            self.path.touch(mode=0o600)
-        with self._database.connection_context():
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            for table in TABLES:
-                manager = SchemaManager(table, self._database)
-                manager.create_table(safe=True)
-                manager.create_indexes(safe=True)
-            for key, value in (
-                ("schema", str(SCHEMA_VERSION)),
-                ("instance", secrets.token_hex(8)),
-                ("generation", "1"),
-            ):
-                connection.execute("INSERT OR IGNORE INTO meta (key, value) VALUES (?, ?)", (key, value))
-            schema = _migrate(connection, int(meta(connection, "schema")))
-            connection.execute("COMMIT")
-        if schema != SCHEMA_VERSION:
+    def _prepare(self, name: str) -> None:
+        schema = Schema(self._database)
+        if isinstance(self.where, Path):
+            if not self.where.exists():
+                self.where.touch(mode=0o600)
+            schema.up()  # one process owns the folder; elsewhere this is a command of its own
+        if unknown := schema.unknown():
             raise StartError(
-                f"the database {self.path} has schema {schema}, this program knows {SCHEMA_VERSION}; "
+                f"{name} has taken steps that this program does not know ({', '.join(unknown)}); "
                 "use the version of TinySphere that made it"
             )
+        if pending := schema.pending():
+            raise StartError(f"{name} has to be migrated first ({', '.join(pending)}): run `tinysphere migrate up`")
+        with self._connected() as connection:
+            connection.execute("BEGIN")
+            values = [("instance", secrets.token_hex(8)), ("generation", "1")]
+            connection.insert("meta", ("key", "value"), values)
+            connection.execute("COMMIT")
 
-    def _connection(self) -> Connection:
-        found: Connection = self._database.connection()  # type: ignore[no-untyped-call]
-        return found
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        try:
+            self._database.connect(reuse_if_open=True)
+        except (PeeweeException, ValueError) as error:  # ValueError: the pool's, when every connection is taken
+            raise BusyError(UNREACHABLE, retry_after_s=5) from error
+        try:
+            raw = self._database.connection()
+            yield wrap(self.kind, raw)
+        finally:
+            self._database.close()
 
     def read(self, job: Callable[[Connection], T]) -> T:
         """Run a reading function on a connection of this thread; it sees committed data only."""
@@ -179,13 +206,19 @@ class Database:
 
     @contextmanager
     def _reader(self) -> Iterator[Connection]:
-        with self._database.connection_context():
-            connection = self._connection()
+        with self._connected() as connection:
             try:
-                connection.execute("BEGIN")
+                connection.execute(
+                    "BEGIN" if self.kind == "sqlite" else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+                )
                 yield connection
+            except Exception as error:
+                problem = storage_error(error) if is_database_error(error) else None
+                if problem is not None:
+                    raise problem from error
+                raise
             finally:
-                with suppress(sqlite3.Error):
+                with suppress(Exception):
                     connection.execute("ROLLBACK")
 
     def submit(self, job: Callable[[Connection], T]) -> Future[T]:
@@ -229,47 +262,69 @@ class Database:
         self._closed = True
         self._queue.put(None)
         self._thread.join(timeout=self._timeout_s)
+        close_database(self._database)
 
     # The writer's thread ----------------------------------------------------------------------------------
 
     def _write_loop(self) -> None:
-        with self._database.connection_context():
-            connection = self._connection()
-            while True:
-                first = self._queue.get()
-                if first is None:
-                    return
-                group, stop = [first], False
-                while len(group) < self._group_max:
-                    try:
-                        item = self._queue.get_nowait()
-                    except queue.Empty:
-                        break
-                    if item is None:
-                        stop = True
-                        break
-                    group.append(item)
-                self._commit(connection, [item for item in group if item.future.set_running_or_notify_cancel()])
-                if stop:
-                    return
+        connection: Connection | None = None
+        while True:
+            first = self._queue.get()
+            if first is None:
+                break
+            group, stop = [first], False
+            while len(group) < self._group_max:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    stop = True
+                    break
+                group.append(item)
+            group = [item for item in group if item.future.set_running_or_notify_cancel()]
+            connection = self._usable(connection, group)
+            if connection is not None:
+                self._commit(connection, group)
+            if stop:
+                break
+        self._database.close()
+
+    def _usable(self, connection: Connection | None, group: list[_Job]) -> Connection | None:
+        """The writer's connection, opened anew when it broke; without one the group fails."""
+        if connection is not None and not connection.is_broken():
+            return connection
+        with suppress(Exception):
+            self._database.manual_close() if self.kind == "postgresql" else self._database.close()
+        try:
+            self._database.connect(reuse_if_open=True)
+            raw = self._database.connection()
+            return wrap(self.kind, raw)
+        except Exception as error:
+            failure = BusyError(UNREACHABLE, retry_after_s=5)
+            failure.__cause__ = error
+            for item in group:
+                item.future.set_exception(failure)
+            return None
 
     def _commit(self, connection: Connection, group: list[_Job]) -> None:
-        outcomes: list[tuple[_Job, object, Exception | None]] = []
-        failure: Exception | None = None
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            for item in group:
-                outcomes.append((item, *self._run(connection, item)))
-                if not connection.in_transaction:  # SQLite rolls everything back by itself when the disk is full
-                    failure = outcomes[-1][2] or StorageError("the transaction was lost; nothing was stored")
+        outcomes, failure = self._try(connection, group)
+        if failure is None or not is_conflict(failure):  # SQLite has no conflicts
+            self._settle(group, outcomes, failure)
+            return
+        for item in group:  # each alone: then none holds what another process waits for while it waits itself
+            for attempt in range(CONFLICT_TRIES):
+                time.sleep(random.uniform(0.0, CONFLICT_WAIT_S * 2**attempt))  # noqa: S311 (no secret)
+                outcomes, failure = self._try(connection, [item])
+                if failure is None or not is_conflict(failure):
                     break
-            else:
-                connection.execute("COMMIT")
-        except Exception as error:
-            failure = (storage_error(error) if isinstance(error, sqlite3.Error) else None) or error
+            self._settle([item], outcomes, failure)
+
+    def _settle(
+        self, group: list[_Job], outcomes: list[tuple[_Job, object, Exception | None]], failure: Exception | None
+    ) -> None:
         if failure is not None:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
+            failure = (storage_error(failure) if is_database_error(failure) else None) or failure
             for item in group:
                 item.future.set_exception(failure)
             return
@@ -281,38 +336,49 @@ class Database:
             else:
                 item.future.set_exception(problem)
 
+    def _try(
+        self, connection: Connection, group: list[_Job]
+    ) -> tuple[list[tuple[_Job, object, Exception | None]], Exception | None]:
+        """Run a group in one transaction: each job's outcome, and why nothing was committed, if so."""
+        outcomes: list[tuple[_Job, object, Exception | None]] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE" if self.kind == "sqlite" else "BEGIN")
+            for item in group:
+                outcomes.append((item, *self._run(connection, item)))
+                if not connection.in_transaction:  # SQLite rolls everything back by itself when the disk is full
+                    raise outcomes[-1][2] or StorageError("the transaction was lost; nothing was stored")
+            connection.execute("COMMIT")
+        except Exception as error:
+            with suppress(Exception):
+                connection.execute("ROLLBACK")
+            return [], error
+        return outcomes, None
+
     @staticmethod
     def _run(connection: Connection, item: _Job) -> tuple[object, Exception | None]:
         connection.execute("SAVEPOINT job")
         try:
             result = item.run(connection)
         except Exception as error:
+            if is_conflict(error) or connection.is_broken():
+                raise  # the whole group is tried again, or fails
             if connection.in_transaction:
-                connection.execute("ROLLBACK TO job")
-                connection.execute("RELEASE job")
-            return None, (storage_error(error) if isinstance(error, sqlite3.Error | OSError) else None) or error
-        connection.execute("RELEASE job")
+                connection.execute("ROLLBACK TO SAVEPOINT job")
+                connection.execute("RELEASE SAVEPOINT job")
+            is_storage = is_database_error(error) or isinstance(error, OSError)
+            return None, (storage_error(error) if is_storage else None) or error
+        connection.execute("RELEASE SAVEPOINT job")
         return result, None
-
-
-def _migrate(connection: Connection, schema: int) -> int:
-    """Bring an older schema up to date; returns what it is now. Missing tables are there by now.
-
-    Schema 3 has tables of its own for commands and configuration, and changes no other.
-    """
-    if schema != 2:
-        return schema
-    connection.execute("UPDATE meta SET value = '3' WHERE key = 'schema'")
-    return 3
 
 
 def meta(connection: Connection, key: str) -> str:
     """A fact about this database."""
-    found = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    return str(found[0])
+    found = row(connection, "SELECT value FROM meta WHERE key = ?", (key,))
+    assert found is not None
+    return str(found["value"])
 
 
 def raise_generation(connection: Connection) -> int:
     """Note that some device's desired state may have changed; returns the new generation."""
-    connection.execute("UPDATE meta SET value = CAST(value AS INTEGER) + 1 WHERE key = 'generation'")
+    connection.execute("UPDATE meta SET value = CAST(CAST(value AS BIGINT) + 1 AS TEXT) WHERE key = 'generation'")
     return int(meta(connection, "generation"))

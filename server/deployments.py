@@ -1,22 +1,29 @@
 """Deployments: which version the devices that a selector matches should run.
 
-What a device should run of a model is the newest active deployment whose selector matches it. Whatever may change
+What a device should run of a model is the newest active deployment whose selector matches it and whose package it has
+what it takes to run: others are never offered, and the reason is kept. Whatever may change
 that raises the server's generation, so that a sync can answer "unchanged" by comparing two numbers.
 """
 
 from __future__ import annotations
 
+import functools
 import json
-import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from tinylcm.manifest import parse_manifest
+from tinylcm.requires import Requires, unmet
 from tinylcm.wire import Desired, DesiredModel
 
 from . import selectors
-from .auth import audit
-from .db import Connection, Database, Page, decode_cursor, meta, paged, raise_generation, row, rows
+from .audit import audit
+from .db import Connection, Database, Page, Row, decode_cursor, meta, paged, raise_generation, row, rows
 from .errors import ForbiddenError, NotFoundError
+from .groups import Groups
+from .versions import resolve
 
 ACTIVE_MAX: Final = 10_000
 DEVICES_SHOWN_MAX: Final = 10_000
@@ -24,7 +31,7 @@ _NO_ID: Final = (1 << 63) - 1
 
 
 class DeploymentRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Ask for a version on the devices that a selector matches."""
+    """Ask for a version, or what the alias `@NAME` names now, on the devices that a selector matches."""
 
     model: str
     version: str
@@ -64,22 +71,23 @@ def create_in(connection: Connection, request: DeploymentRequest, who: str, now_
         NotFoundError: the version was never uploaded.
     """
     selectors.parse(request.selector)
+    meant = resolve(connection, request.model, request.version)
     version = row(
-        connection,
-        "SELECT sha256 FROM model_version WHERE model = ? AND version = ?",
-        (request.model, request.version),
+        connection, "SELECT sha256 FROM model_version WHERE model = ? AND version = ?", (request.model, meant)
     )
     if version is None:
         raise NotFoundError(
             f"there is no version {request.version!r:.50} of model {request.model!r:.70}; upload it first"
         )
-    cursor = connection.execute(
+    made = row(
+        connection,
         "INSERT INTO deployment (model, version, sha256, selector, state, created_at, created_by)"
-        " VALUES (?, ?, ?, ?, 'active', ?, ?)",
-        (request.model, request.version, version["sha256"], request.selector, now_s, who),
+        " VALUES (?, ?, ?, ?, 'active', ?, ?) RETURNING id",
+        (request.model, meant, version["sha256"], request.selector, now_s, who),
     )
+    assert made is not None
+    deployment = int(made["id"])
     raise_generation(connection)
-    deployment = int(cursor.lastrowid or 0)
     audit(connection, who, "deployment.create", str(deployment), now_s)
     return _get(connection, deployment)
 
@@ -103,7 +111,7 @@ def abort(db: Database, deployment: int, who: str, now_s: float) -> DeploymentVi
     return db.write(job)
 
 
-def _view(connection: Connection, found: sqlite3.Row, devices: list[DeviceState]) -> DeploymentView:
+def _view(connection: Connection, found: Row, devices: list[DeviceState]) -> DeploymentView:
     counts = rows(
         connection,
         "SELECT state, COUNT(*) AS n FROM device_deployment WHERE deployment = ? GROUP BY state",
@@ -129,11 +137,12 @@ def _get(connection: Connection, deployment: int) -> DeploymentView:
         raise NotFoundError(f"there is no deployment {deployment}; see `tinysphere deployments`")
     states = rows(
         connection,
-        "SELECT s.device, COALESCE(d.name, ''), s.state, s.reason, s.updated_at FROM device_deployment s"
+        "SELECT s.device AS device_id, COALESCE(d.name, '') AS device_name, s.state, s.reason, s.updated_at"
+        " FROM device_deployment s"
         " LEFT JOIN device d ON d.id = s.device WHERE s.deployment = ? ORDER BY s.device LIMIT ?",
         (deployment, DEVICES_SHOWN_MAX),
     )
-    return _view(connection, found, [DeviceState(*state) for state in states])
+    return _view(connection, found, [DeviceState(**state) for state in states])
 
 
 def get_deployment(db: Database, deployment: int) -> DeploymentView:
@@ -156,40 +165,71 @@ def list_deployments(db: Database, cursor: str | None, limit: int) -> Page[Deplo
     return paged(db.read(job), limit, lambda deployment: deployment.id)
 
 
-def desired_of(connection: Connection, device_id: str) -> Desired:
-    """What a device should run."""
-    device = row(connection, "SELECT name, labels, capabilities FROM device WHERE id = ?", (device_id,))
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a device should run, and why it is not offered what a deployment means for it, by deployment."""
+
+    desired: Desired
+    unfit: Mapping[int, str]
+
+
+def plan(connection: Connection, device_id: str) -> Plan:
+    """What a device should run: of each model the newest active deployment that means it and that it is fit for."""
+    sql = "SELECT id, name, labels, capabilities FROM device WHERE id = ? AND retired_at IS NULL"
+    device = row(connection, sql, (device_id,))
     generation = int(meta(connection, "generation"))
     if device is None:
-        return Desired(generation)
-    labels, capabilities = json.loads(device["labels"]), json.loads(device["capabilities"])
-    facts, chosen = selectors.facts_of(device_id, device["name"], labels, capabilities), {}
+        return Plan(Desired(generation), {})
+    facts, chosen = Groups(connection).facts_of(device), {}
+    capabilities = json.loads(device["capabilities"])
+    unfit: dict[int, str] = {}
     active = rows(
         connection,
-        "SELECT d.id, d.model, d.version, d.sha256, d.selector, v.size FROM deployment d"
+        "SELECT d.id, d.model, d.version, d.sha256, d.selector, v.size, v.manifest FROM deployment d"
         " JOIN model_version v ON v.model = d.model AND v.version = d.version"
         " WHERE d.state = 'active' ORDER BY d.id DESC LIMIT ?",
         (ACTIVE_MAX,),
     )
     for found in active:
-        if found["model"] not in chosen and selectors.parse(found["selector"]).matches(facts):
-            chosen[found["model"]] = DesiredModel(
-                model=found["model"],
-                version=found["version"],
-                sha256=found["sha256"],
-                size=found["size"],
-                url=f"/api/v1/packages/{found['sha256']}",
-                deployment=found["id"],
-            )
-    return Desired(generation, tuple(chosen[name] for name in sorted(chosen)))
+        if found["model"] in chosen or not selectors.parse(found["selector"]).matches(facts):
+            continue
+        requires, formats = _asked(found["manifest"])
+        if problems := unmet(requires, formats, capabilities):
+            unfit[found["id"]] = "; ".join(problems)
+            continue
+        chosen[found["model"]] = DesiredModel(
+            model=found["model"],
+            version=found["version"],
+            sha256=found["sha256"],
+            size=found["size"],
+            url=f"/api/v1/packages/{found['sha256']}",
+            deployment=found["id"],
+        )
+    return Plan(Desired(generation, tuple(chosen[name] for name in sorted(chosen))), unfit)
 
 
-def offer(connection: Connection, device_id: str, desired: Desired, now_s: float) -> None:
-    """Note what was offered, where nothing is known of it yet."""
+@functools.lru_cache(256)
+def _asked(manifest: str) -> tuple[Requires, tuple[str, ...]]:
+    """What a stored manifest asks of a device, and the formats of its models."""
+    parsed = parse_manifest(json.loads(manifest))
+    return parsed.requires, tuple(stage.format for stage, _ in parsed.models())
+
+
+def desired_of(connection: Connection, device_id: str) -> Desired:
+    """What a device should run."""
+    return plan(connection, device_id).desired
+
+
+def offer(connection: Connection, device_id: str, planned: Plan, now_s: float) -> None:
+    """Note what was offered, and what was not and why; what the device has said of a deployment stays."""
+    stated = [(model.deployment, device_id, "offered", "", now_s) for model in planned.desired.models]
+    stated += [(number, device_id, "unfit", reason[:1000], now_s) for number, reason in planned.unfit.items()]
     connection.executemany(
-        "INSERT OR IGNORE INTO device_deployment (deployment, device, state, reason, updated_at)"
-        " VALUES (?, ?, 'offered', '', ?)",
-        [(model.deployment, device_id, now_s) for model in desired.models],
+        "INSERT INTO device_deployment (deployment, device, state, reason, updated_at) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (deployment, device) DO UPDATE SET state = excluded.state, reason = excluded.reason,"
+        " updated_at = excluded.updated_at WHERE device_deployment.state IN ('offered', 'unfit')"
+        " AND (device_deployment.state, device_deployment.reason) <> (excluded.state, excluded.reason)",
+        stated,
     )
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from typing import Final
 
 import msgspec
 
-from .db import Database, Page, Value, decode_cursor, paged, row, rows
+from .db import Database, Page, Row, Value, decode_cursor, paged, row, rows
 from .errors import NotFoundError
 
 _NO_ID: Final = (1 << 63) - 1
@@ -50,7 +49,7 @@ class DriftEventView(msgspec.Struct, frozen=True):
     monitors: int = 1
 
 
-def _view(found: sqlite3.Row) -> DriftEventView:
+def _view(found: Row) -> DriftEventView:
     names = (name for name in DriftEventView.__struct_fields__ if name not in ("device_id", "at_known", "histogram"))
     histogram = json.loads(found["histogram"]) if found["histogram"] else None
     return DriftEventView(

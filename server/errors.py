@@ -67,6 +67,14 @@ class TooManyRequestsError(TinySphereError):
     """The caller asks too often."""
 
 
+class RangeNotSatisfiableError(TinySphereError):
+    """The part that was asked for is not in the file, which has `size` bytes."""
+
+    def __init__(self, message: str, *, size: int = 0) -> None:
+        super().__init__(message)
+        self.size = size
+
+
 class UnsupportedMediaTypeError(TinySphereError):
     """The body is of a format or a compression that this address does not take."""
 
@@ -105,6 +113,7 @@ PROBLEMS: Final[Mapping[type[Exception], Problem]] = {
     TooLargeError: Problem(413, "too-large", "The body is too large"),
     ExpansionError: Problem(413, "too-large", "The body is too large"),
     UnsupportedMediaTypeError: Problem(415, "unsupported-media-type", "The body's format is not taken here"),
+    RangeNotSatisfiableError: Problem(416, "range-not-satisfiable", "The range is not within the file"),
     InvalidError: Problem(422, "invalid", "A field is wrong"),
     ModelError: Problem(422, "package", "The package is refused"),
     PreconditionRequiredError: Problem(428, "precondition-required", "An If-Match header is needed"),

@@ -6,14 +6,15 @@ import base64
 import json
 import re
 import secrets
-import sqlite3
 from collections.abc import Mapping
 from typing import Final
 
 import msgspec
+from tinylcm.checks import INTEGER_MAX
 
-from .auth import audit, same_secret, split_token
-from .db import Connection, Database, Page, decode_cursor, paged, raise_generation, row, rows
+from .audit import audit
+from .auth import same_secret, split_token
+from .db import Connection, Database, Page, Row, decode_cursor, paged, raise_generation, row, rows
 from .errors import (
     ForbiddenError,
     InvalidError,
@@ -26,9 +27,10 @@ ONLINE_S_MIN: Final = 60.0
 ONLINE_SYNCS: Final = 3
 LABELS_MAX: Final = 64
 CAPABILITIES_BYTES_MAX: Final = 64 << 10
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}")
 _VALUE: Final = re.compile(r"[^,=\s]{1,100}")
+_SERIAL: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f]{1,100}")
 
 
@@ -39,6 +41,7 @@ class EnrolRequest(msgspec.Struct, frozen=True):
     name: str
     secret_sha256: str
     capabilities: dict[str, object] = {}
+    serial: str = ""
 
 
 class Enrolled(msgspec.Struct, frozen=True):
@@ -73,13 +76,23 @@ class DeviceView(msgspec.Struct, frozen=True):
     alarms: int
     gaps: int
     row_version: int
+    serial: str | None
+    latitude: float | None
+    longitude: float | None
+    revoked_at: float | None
+    retired_at: float | None
 
 
 class DevicePatch(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A change of a device; what is left out stays. `labels` replaces all of them."""
+    """A change of a device; what is left out stays. `labels` replaces all of them; null takes a place away.
+
+    `latitude` and `longitude` are degrees of WGS 84, as somebody has set them: a place is never guessed.
+    """
 
     name: str | None = None
     labels: dict[str, str] | None = None
+    latitude: float | msgspec.UnsetType | None = msgspec.UNSET
+    longitude: float | msgspec.UnsetType | None = msgspec.UNSET
 
 
 def _new_device_id() -> str:
@@ -96,21 +109,24 @@ def enrol(db: Database, request: EnrolRequest, now_s: float) -> tuple[Enrolled, 
         InvalidError: the name or the hash is malformed.
         ForbiddenError: the token is not known, used up or expired.
     """
-    if not _SHA256.fullmatch(request.secret_sha256):
+    if not SHA256.fullmatch(request.secret_sha256):
         raise InvalidError("secret_sha256: expected 64 lower-case hexadecimal digits")
-    _check_name(request.name)
+    check_name(request.name)
     capabilities = json.dumps(request.capabilities)
     if len(capabilities) > CAPABILITIES_BYTES_MAX:
         raise InvalidError(f"capabilities: more than {CAPABILITIES_BYTES_MAX} bytes of JSON")
+    if request.serial:
+        check_serial(request.serial)
     token_id, secret = split_token(request.token, "tj")
 
     def job(connection: Connection) -> tuple[Enrolled, bool]:
+        connection.lock(f"join {token_id}")
         token = row(connection, "SELECT * FROM join_token WHERE id = ?", (token_id,))
         if token is None or not same_secret(secret, token["secret_sha256"]):
             raise ForbiddenError("the join token is not known here; make a join string with `tinysphere join create`")
         known = row(
             connection,
-            "SELECT id, name FROM device WHERE secret_sha256 = ? AND join_token = ?",
+            "SELECT id, name FROM device WHERE secret_sha256 = ? AND join_token = ? AND retired_at IS NULL",
             (request.secret_sha256, token_id),
         )
         if known is not None:
@@ -122,32 +138,73 @@ def enrol(db: Database, request: EnrolRequest, now_s: float) -> tuple[Enrolled, 
                 f"the join token was used {token['uses']} of {token['uses_max']} times; "
                 "make a new join string with `tinysphere join create`"
             )
+        expected = _expected(connection, request.serial, only=bool(token["expected_only"]))
+        name, labels = (request.name, "{}") if expected is None else (expected["name"], expected["labels"])
         device_id = _new_device_id()
+        if expected is not None:
+            connection.execute("UPDATE expected_device SET device = ? WHERE serial = ?", (device_id, request.serial))
         connection.execute("UPDATE join_token SET uses = uses + 1 WHERE id = ?", (token_id,))
         connection.execute(
             "INSERT INTO device (id, name, secret_sha256, join_token, labels, capabilities, running, enrolled_at,"
-            " next_sync_s, row_version) VALUES (?, ?, ?, ?, '{}', ?, '[]', ?, 30.0, 1)",
-            (device_id, request.name, request.secret_sha256, token_id, capabilities, now_s),
+            " next_sync_s, row_version, serial) VALUES (?, ?, ?, ?, ?, ?, '[]', ?, 30.0, 1, ?)",
+            (device_id, name, request.secret_sha256, token_id, labels, capabilities, now_s, request.serial or None),
         )
         raise_generation(connection)
         audit(connection, f"device:{device_id}", "device.enrol", f"{device_id} join token {token_id}", now_s)
-        return Enrolled(device_id, request.name, db.instance), True
+        return Enrolled(device_id, name, db.instance), True
 
     return db.write(job)
 
 
-def _check_name(name: str) -> None:
+def _expected(connection: Connection, serial: str, *, only: bool) -> Row | None:
+    """What was announced of a serial number.
+
+    Raises:
+        ForbiddenError: it is enrolled already, or the token is for announced devices alone and this is none.
+    """
+    connection.lock(f"serial {serial}")
+    found = row(connection, "SELECT * FROM expected_device WHERE serial = ?", (serial,)) if serial else None
+    if found is None and only:
+        raise ForbiddenError(
+            "this join token is for devices that were announced by their serial number, and "
+            + (
+                f"{serial!r:.70} was not: `tinysphere expect add`"
+                if serial
+                else "none was sent: `tinylcm enrol --serial`"
+            )
+        )
+    if found is not None and found["device"] is not None:
+        raise ForbiddenError(f"the serial number is enrolled already, as {found['device']}; retire that device first")
+    return found
+
+
+def check_serial(serial: str) -> None:
+    """Refuse what is no serial number.
+
+    Raises:
+        InvalidError: it is none.
+    """
+    if not _SERIAL.fullmatch(serial):
+        raise InvalidError("serial: expected 1 to 64 letters, digits, _ . : and -")
+
+
+def check_name(name: str) -> None:
+    """Refuse a device's name that cannot be shown.
+
+    Raises:
+        InvalidError: it cannot.
+    """
     if not _NAME.fullmatch(name) or not name.isprintable():
         raise InvalidError("name: expected 1 to 100 printable characters")
 
 
 _VIEW: Final = """SELECT d.*,
  (SELECT COUNT(*) FROM drift_event e WHERE e.device = d.id) AS alarms,
- (SELECT CAST(TOTAL(g.count) AS INTEGER) FROM gap g WHERE g.device = d.id) AS gaps
+ (SELECT SUM(CAST(g.count AS DOUBLE PRECISION)) FROM gap g WHERE g.device = d.id) AS gaps
  FROM device d"""
 
 
-def _view(found: sqlite3.Row, now_s: float) -> DeviceView:
+def _view(found: Row, now_s: float) -> DeviceView:
     seen = found["last_seen_at"]
     return DeviceView(
         id=found["id"],
@@ -160,19 +217,24 @@ def _view(found: sqlite3.Row, now_s: float) -> DeviceView:
         capabilities=json.loads(found["capabilities"]),
         running=[RunningView(**item) for item in json.loads(found["running"])],
         alarms=found["alarms"],
-        gaps=found["gaps"],
+        gaps=min(int(found["gaps"] or 0), INTEGER_MAX),
         row_version=found["row_version"],
+        serial=found["serial"],
+        latitude=found["latitude"],
+        longitude=found["longitude"],
+        revoked_at=found["revoked_at"],
+        retired_at=found["retired_at"],
     )
 
 
 def list_devices(db: Database, cursor: str | None, limit: int, now_s: float) -> Page[DeviceView]:
-    """Devices by id.
+    """Devices by id, without those that were retired.
 
     Raises:
         BadRequestError: the cursor is none of this list.
     """
     after = decode_cursor(cursor, str, "")
-    sql = f"{_VIEW} WHERE d.id > ? ORDER BY d.id LIMIT ?"
+    sql = f"{_VIEW} WHERE d.id > ? AND d.retired_at IS NULL ORDER BY d.id LIMIT ?"
     found = db.read(lambda connection: rows(connection, sql, (after, limit + 1)))
     return paged([_view(item, now_s) for item in found], limit, lambda device: device.id)
 
@@ -197,49 +259,78 @@ def etag(row_version: int) -> str:
 def patch_device(
     db: Database, device_id: str, patch: DevicePatch, if_match: str | None, who: str, now_s: float
 ) -> DeviceView:
-    """Change a device's name or labels.
+    """Change a device's name, labels or place.
 
     Raises:
         PreconditionRequiredError: no If-Match was sent.
         PreconditionFailedError: the device has changed since.
-        InvalidError: a name or a label is malformed.
+        InvalidError: a name, a label or the place is malformed.
         NotFoundError: there is no such device.
     """
     if if_match is None:
         raise PreconditionRequiredError("send If-Match with the ETag of GET on this device, so that no change is lost")
-    if patch.name is not None:
-        _check_name(patch.name)
-    if patch.labels is not None:
-        _check_labels(patch.labels)
-
-    def job(connection: Connection) -> None:
-        found = row(connection, "SELECT name, labels, row_version FROM device WHERE id = ?", (device_id,))
-        if found is None:
-            raise NotFoundError(f"there is no device {device_id!r:.40}; see `tinysphere devices`")
-        if if_match not in ("*", etag(found["row_version"])):
-            raise PreconditionFailedError(
-                f"the device is now at {etag(found['row_version'])}, the request changes {if_match:.40}; read it again"
-            )
-        connection.execute(
-            "UPDATE device SET name = ?, labels = ?, row_version = row_version + 1 WHERE id = ?",
-            (
-                found["name"] if patch.name is None else patch.name,
-                found["labels"] if patch.labels is None else json.dumps(patch.labels, sort_keys=True),
-                device_id,
-            ),
-        )
-        raise_generation(connection)
-        audit(connection, who, "device.change", device_id, now_s)
-
-    db.write(job)
+    db.write(lambda connection: patch_device_in(connection, device_id, patch, if_match, who, now_s))
     return get_device(db, device_id, now_s)
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
+def patch_device_in(
+    connection: Connection, device_id: str, patch: DevicePatch, if_match: str, who: str, now_s: float
+) -> None:
+    """The body of `patch_device`, in a writing job."""
+    if patch.name is not None:
+        check_name(patch.name)
+    if patch.labels is not None:
+        check_labels(patch.labels)
+    place = _place(patch)
+    found = row(connection, "SELECT * FROM device WHERE id = ?", (device_id,))
+    if found is None:
+        raise NotFoundError(f"there is no device {device_id!r:.40}; see `tinysphere devices`")
+    if if_match not in ("*", etag(found["row_version"])):
+        raise PreconditionFailedError(
+            f"the device is now at {etag(found['row_version'])}, the request changes {if_match:.40}; read it again"
+        )
+    connection.execute(
+        "UPDATE device SET name = ?, labels = ?, latitude = ?, longitude = ?, row_version = row_version + 1"
+        " WHERE id = ?",
+        (
+            found["name"] if patch.name is None else patch.name,
+            found["labels"] if patch.labels is None else json.dumps(patch.labels, sort_keys=True),
+            *((found["latitude"], found["longitude"]) if place is None else place),
+            device_id,
+        ),
+    )
+    raise_generation(connection)
+    audit(connection, who, "device.change", device_id, now_s)
+
+
+def _place(patch: DevicePatch) -> tuple[float | None, float | None] | None:
+    """Where a change puts the device; None when it says nothing of it.
+
+    Raises:
+        InvalidError: it is half a place, or none on this planet.
+    """
+    latitude, longitude = patch.latitude, patch.longitude
+    if isinstance(latitude, msgspec.UnsetType) and isinstance(longitude, msgspec.UnsetType):
+        return None
+    if latitude is None and longitude is None:
+        return None, None
+    if not isinstance(latitude, float | int) or not isinstance(longitude, float | int):
+        raise InvalidError("latitude, longitude: a place has both; null for both takes it away")
+    if not -90 <= latitude <= 90 or not -180 <= longitude <= 180:
+        raise InvalidError("latitude, longitude: expected degrees, -90 to 90 and -180 to 180")
+    return float(latitude), float(longitude)
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse labels that no selector could name.
+
+    Raises:
+        InvalidError: with the one that is wrong.
+    """
     if len(labels) > LABELS_MAX:
         raise InvalidError(f"labels: {len(labels)} are given, at most {LABELS_MAX} are taken")
     for key, value in labels.items():
-        if not _KEY.fullmatch(key) or key in ("id", "name"):
-            raise InvalidError(f"labels.{key:.70}: expected letters, digits, _ . - and not `id` or `name`")
+        if not _KEY.fullmatch(key) or key in ("id", "name", "group"):
+            raise InvalidError(f"labels.{key:.70}: expected letters, digits, _ . - and not `id`, `name` or `group`")
         if not _VALUE.fullmatch(value):
             raise InvalidError(f"labels.{key}: expected 1 to 100 characters without blanks, commas and =")

@@ -35,6 +35,7 @@ def once(
     digest = hashlib.sha256(request).hexdigest()
 
     def job(connection: Connection) -> bytes:
+        connection.lock(f"idempotency {who} {key}")
         connection.execute("DELETE FROM idempotency WHERE created_at < ?", (now_s - KEEP_S,))
         known = row(connection, "SELECT request_sha256, answer FROM idempotency WHERE who = ? AND key = ?", (who, key))
         if known is not None:

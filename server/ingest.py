@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import math
 import re
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -31,7 +30,7 @@ from tinylcm.wire import (
 )
 
 from . import commands, deployments, settings
-from .db import Connection, Database, meta, row, rows
+from .db import Connection, Database, Value, meta, row, rows
 
 DEPLOYMENT_STATES: Final = frozenset(
     {"offered", "downloading", "staged", "refused", "trial", "confirmed", "rolled_back"}
@@ -41,6 +40,42 @@ LABELS_MAX: Final = 10_000
 EPOCH: Final = re.compile(r"[0-9a-f]{16}")
 REASON_CHARACTERS_MAX: Final = 1000
 EPOCHS_MAX: Final = 10_000  # a stream of a device; an honest journal draws a new one only when it was lost
+
+
+COLUMNS: Final = {
+    "record": ("device", "stream", "epoch", "seq", "type", "boot", "boot_ns", "at", "received_at", "payload"),
+    "refused_record": ("device", "stream", "epoch", "seq", "reason", "received_at"),
+    "drift_event": (
+        "device", "model", "version", "monitor", "detector", "signal", "statistic", "threshold", '"window"', "suspect",
+        "at", "received_at", "histogram", "p_value", "arl0", "monitors",
+    ),
+    "summary": (
+        "device", "model", "version", "at", "received_at", "windows", "confidence_mean", "confidence_p5",
+        "confidence_p50", "latency_p50_us", "latency_p95_us", "latency_p99_us", "rss_bytes", "cpu_percent", "labels",
+        "errors", "dropped_samples", "payload",
+    ),
+    "label": ("device", "prediction", "label", "at", "received_at"),
+}  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Batch:
+    """One device's records of one stream: what is only added waits for one statement a table."""
+
+    connection: Connection
+    device: str
+    stream: Stream
+    now_s: float
+    added: dict[str, list[tuple[Value, ...]]] = field(default_factory=dict)
+
+    def add(self, table: str, *values: Value) -> None:
+        """A row, in the order of `COLUMNS`."""
+        self.added.setdefault(table, []).append(values)
+
+    def flush(self) -> None:
+        """Insert the rows."""
+        for table, values in self.added.items():
+            self.connection.insert(table, COLUMNS[table], values)
 
 
 class _Times:
@@ -87,9 +122,9 @@ def sync_in(
     desired: Desired | None = None
     is_known = request.server_instance == instance and request.generation == int(meta(connection, "generation"))
     if is_changed or not is_known:
-        wanted = deployments.desired_of(connection, device)
-        desired = replace(wanted, config=settings.desired_for(connection, device))
-        deployments.offer(connection, device, desired, now_s)
+        planned = deployments.plan(connection, device)
+        desired = replace(planned.desired, config=settings.desired_for(connection, device))
+        deployments.offer(connection, device, planned, now_s)
     return SyncResponse(
         acked=acked,
         server_instance=instance,
@@ -136,7 +171,7 @@ def _settle(
     refused: list[Refused],
 ) -> tuple[str, int] | None:
     marks: dict[str, int] = {}
-    accepted: list[tuple[str, str, str, int, str, str, int, float | None, float, str]] = []
+    batch = _Batch(connection, device, stream, now_s)
     last: tuple[str, int] | None = None
     epochs: int | None = None
     for item in items:
@@ -163,23 +198,17 @@ def _settle(
         try:
             record = record_from_json(item)
             at = times.at(record)
-            _store(connection, device, stream, record, at, now_s)
+            handler = _HANDLERS.get(record.type)
+            if handler is not None:
+                handler(batch, Fields(record.payload, record.type, WireError), at)
         except WireError as error:
             reason = str(error)[:REASON_CHARACTERS_MAX]
             refused.append(Refused(stream, epoch, seq, reason))
-            connection.execute(
-                "INSERT OR IGNORE INTO refused_record (device, stream, epoch, seq, reason, received_at)"
-                " VALUES (?, ?, ?, ?, ?, ?)",
-                (device, stream, epoch, seq, reason, now_s),
-            )
+            batch.add("refused_record", device, stream, epoch, seq, reason, now_s)
             continue
         payload = msgspec.json.encode(record.payload).decode()
-        accepted.append((device, stream, epoch, seq, record.type, record.boot, record.boot_ns, at, now_s, payload))
-    connection.executemany(
-        "INSERT INTO record (device, stream, epoch, seq, type, boot, boot_ns, at, received_at, payload)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        accepted,
-    )
+        batch.add("record", device, stream, epoch, seq, record.type, record.boot, record.boot_ns, at, now_s, payload)
+    batch.flush()
     connection.executemany(
         "INSERT INTO watermark (device, stream, epoch, seq) VALUES (?, ?, ?, ?)"
         " ON CONFLICT (device, stream, epoch) DO UPDATE SET seq = excluded.seq",
@@ -223,33 +252,20 @@ def _gap(
     connection.execute(
         "INSERT INTO gap (device, stream, epoch, from_seq, to_seq, reason, count, received_at)"
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, stream, epoch, from_seq, to_seq)"
-        " DO UPDATE SET reason = COALESCE(excluded.reason, reason), count = excluded.count",
+        " DO UPDATE SET reason = COALESCE(excluded.reason, gap.reason), count = excluded.count",
         (device, stream, epoch, from_seq, to_seq, reason, count, now_s),
     )
 
 
-# What each known type does beside being stored ------------------------------------------------------------
-
-
-def _store(connection: Connection, device: str, stream: Stream, record: Record, at: float | None, now_s: float) -> None:
-    handler = _HANDLERS.get(record.type)
-    if handler is None:
-        return
-    connection.execute("SAVEPOINT record")
-    try:
-        handler(connection, device, stream, Fields(record.payload, record.type, WireError), at, now_s)
-    except (WireError, OverflowError) as error:
-        connection.execute("ROLLBACK TO record")
-        raise WireError(str(error)) from error
-    finally:
-        connection.execute("RELEASE record")
+# What each known type does beside being stored. Each looks at everything it was sent before it changes anything, for
+# a refused record must leave nothing behind. ------------------------------------------------------------
 
 
 def _optional_number(fields: Fields, key: str) -> float | None:
     return None if fields.value.get(key) is None else fields.number(key)
 
 
-def _alarm(connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float) -> None:
+def _alarm(batch: _Batch, fields: Fields, at: float | None) -> None:
     histogram = None
     if fields.value.get("histogram") is not None:
         table = fields.table("histogram")
@@ -261,21 +277,17 @@ def _alarm(connection: Connection, device: str, stream: Stream, fields: Fields, 
                 "labels": table.texts("labels", []),
             }
         )
-    connection.execute(
-        "INSERT INTO drift_event (device, model, version, monitor, detector, signal, statistic, threshold, window,"
-        " suspect, at, received_at, histogram, p_value, arl0, monitors)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            device,
-            *(fields.text(key) for key in ("model", "version", "monitor", "detector", "signal")),
-            *(_optional_number(fields, key) for key in ("statistic", "threshold")),
-            *(fields.natural(key, low=-1) for key in ("window", "suspect")),
-            at,
-            now_s,
-            histogram,
-            *(_optional_number(fields, key) for key in ("p_value", "arl0")),
-            fields.natural("monitors", 1, high=1_000_000),
-        ),
+    batch.add(
+        "drift_event",
+        batch.device,
+        *(fields.text(key) for key in ("model", "version", "monitor", "detector", "signal")),
+        *(_optional_number(fields, key) for key in ("statistic", "threshold")),
+        *(fields.natural(key, low=-1) for key in ("window", "suspect")),
+        at,
+        batch.now_s,
+        histogram,
+        *(_optional_number(fields, key) for key in ("p_value", "arl0")),
+        fields.natural("monitors", 1, high=1_000_000),
     )
 
 
@@ -316,72 +328,59 @@ def _statistic(fields: Fields, quantiles: Sequence[float]) -> tuple[float | None
     return mean, [quantile(buckets, accuracy, zeros, q) for q in quantiles]
 
 
-def _summary(
-    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
-) -> None:
+def _summary(batch: _Batch, fields: Fields, at: float | None) -> None:
     confidence_mean, confidence = _statistic(fields.table("confidence"), (0.05, 0.5))
     _, latency = _statistic(fields.table("latency_us"), (0.5, 0.95, 0.99))
     labels = fields.table("labels", {})
     if len(labels.value) > LABELS_MAX:
         raise fields.fail("labels", f"has more than {LABELS_MAX} labels")
     cpu = _optional_number(fields, "cpu_percent")
-    connection.execute(
-        "INSERT INTO summary (device, model, version, at, received_at, windows, confidence_mean, confidence_p5,"
-        " confidence_p50, latency_p50_us, latency_p95_us, latency_p99_us, rss_bytes, cpu_percent, labels, errors,"
-        " dropped_samples, payload) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            device,
-            fields.text("model"),
-            fields.text("version"),
-            at,
-            now_s,
-            fields.natural("windows"),
-            confidence_mean,
-            *confidence,
-            *latency,
-            None if fields.value.get("rss_bytes") is None else fields.natural("rss_bytes"),
-            cpu,
-            json.dumps({label: labels.natural(label) for label in labels.value}),
-            fields.natural("errors", 0),
-            fields.natural("dropped_samples", 0),
-            json.dumps(finite(fields.value), separators=(",", ":")),
-        ),
+    batch.add(
+        "summary",
+        batch.device,
+        fields.text("model"),
+        fields.text("version"),
+        at,
+        batch.now_s,
+        fields.natural("windows"),
+        confidence_mean,
+        *confidence,
+        *latency,
+        None if fields.value.get("rss_bytes") is None else fields.natural("rss_bytes"),
+        cpu,
+        json.dumps({label: labels.natural(label) for label in labels.value}),
+        fields.natural("errors", 0),
+        fields.natural("dropped_samples", 0),
+        json.dumps(finite(fields.value), separators=(",", ":")),
     )
 
 
-def _label(connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float) -> None:
-    connection.execute(
-        "INSERT INTO label (device, prediction, label, at, received_at) VALUES (?, ?, ?, ?, ?)",
-        (device, fields.text("prediction"), fields.text("label"), at, now_s),
-    )
+def _label(batch: _Batch, fields: Fields, at: float | None) -> None:
+    batch.add("label", batch.device, fields.text("prediction"), fields.text("label"), at, batch.now_s)
 
 
-def _deployment(
-    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
-) -> None:
+def _deployment(batch: _Batch, fields: Fields, at: float | None) -> None:
     state = fields.text("state")
     if state not in DEPLOYMENT_STATES:
         raise fields.fail("state", f"is {state!r}; expected one of {', '.join(sorted(DEPLOYMENT_STATES))}")
     number, reason = fields.natural("deployment"), fields.text("reason", "", length_max=10_000)
-    if row(connection, "SELECT 1 FROM deployment WHERE id = ?", (number,)) is None:
+    if row(batch.connection, "SELECT 1 FROM deployment WHERE id = ?", (number,)) is None:
         return  # installed by hand on the device (number 0), or of a server whose database was restored
-    connection.execute(
+    batch.connection.execute(
         "INSERT INTO device_deployment (deployment, device, state, reason, updated_at) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (deployment, device) DO UPDATE SET state = excluded.state, reason = excluded.reason,"
         " updated_at = excluded.updated_at",
-        (number, device, state, reason[:REASON_CHARACTERS_MAX], now_s),
+        (number, batch.device, state, reason[:REASON_CHARACTERS_MAX], batch.now_s),
     )
 
 
-def _device(
-    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
-) -> None:
-    connection.execute("UPDATE device SET capabilities = ? WHERE id = ?", (json.dumps(finite(fields.value)), device))
+def _device(batch: _Batch, fields: Fields, at: float | None) -> None:
+    batch.connection.execute(
+        "UPDATE device SET capabilities = ? WHERE id = ?", (json.dumps(finite(fields.value)), batch.device)
+    )
 
 
-def _declared_gap(
-    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
-) -> None:
+def _declared_gap(batch: _Batch, fields: Fields, at: float | None) -> None:
     from_seq, to_seq = fields.natural("from_seq", low=1), fields.natural("to_seq", low=1)
     if to_seq < from_seq:
         raise fields.fail("to_seq", f"is {to_seq}, before from_seq {from_seq}")
@@ -389,6 +388,7 @@ def _declared_gap(
     if not EPOCH.fullmatch(epoch):
         raise fields.fail("epoch", "expected 16 hexadecimal digits")
     count = fields.natural("count", high=to_seq - from_seq + 1)
+    connection, device, stream, now_s = batch.connection, batch.device, batch.stream, batch.now_s
     # What the jump of seq had left open is now explained: the declaration takes its part out of it.
     where = "device = ? AND stream = ? AND epoch = ? AND reason IS NULL AND from_seq <= ? AND to_seq >= ?"
     values = (device, stream, epoch, to_seq, from_seq)
@@ -400,19 +400,15 @@ def _declared_gap(
     _gap(connection, device, stream, epoch, from_seq, to_seq, reason, count, now_s)
 
 
-def _command_result(
-    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
-) -> None:
-    commands.note_result(connection, device, fields, now_s)
+def _command_result(batch: _Batch, fields: Fields, at: float | None) -> None:
+    commands.note_result(batch.connection, batch.device, fields, batch.now_s)
 
 
-def _config_result(
-    connection: Connection, device: str, stream: Stream, fields: Fields, at: float | None, now_s: float
-) -> None:
-    settings.note_result(connection, device, fields, now_s)
+def _config_result(batch: _Batch, fields: Fields, at: float | None) -> None:
+    settings.note_result(batch.connection, batch.device, fields, batch.now_s)
 
 
-_Handler = Callable[[sqlite3.Connection, str, Stream, Fields, "float | None", float], None]
+_Handler = Callable[[_Batch, Fields, "float | None"], None]
 _HANDLERS: Final[Mapping[str, _Handler]] = {
     "alarm": _alarm,
     "summary": _summary,

@@ -18,8 +18,6 @@ from peewee import (
     TextField,
 )
 
-SCHEMA_VERSION: Final = 3
-
 
 class Meta(Model):
     """Facts about this database: `schema`, `instance`, `generation`."""
@@ -52,6 +50,7 @@ class JoinToken(Model):
     uses_max = IntegerField()
     created_at = FloatField()
     expires_at = FloatField()
+    expected_only = IntegerField(default=0)
 
     class Meta:
         table_name = "join_token"
@@ -63,6 +62,18 @@ class Session(Model):
     id_sha256 = TextField(primary_key=True)
     token_id = TextField()
     expires_at = FloatField()
+    person = TextField(null=True)
+
+
+class Person(Model):
+    """Somebody who signs in with a password, stored as Argon2id."""
+
+    name = TextField(primary_key=True)
+    password = TextField()
+    role = TextField()
+    created_at = FloatField()
+    created_by = TextField()
+    disabled_at = FloatField(null=True)
 
 
 class Audit(Model):
@@ -73,6 +84,7 @@ class Audit(Model):
     who = TextField()
     what = TextField()
     target = TextField()
+    sha256 = TextField(default="")
 
 
 class Idempotency(Model):
@@ -104,6 +116,38 @@ class Device(Model):
     next_sync_s = FloatField(default=30.0)
     clock_offset_s = FloatField(null=True)
     row_version = IntegerField(default=1)
+    serial = TextField(null=True, index=True)
+    latitude = FloatField(null=True)
+    longitude = FloatField(null=True)
+    next_secret_sha256 = TextField(null=True)
+    revoked_at = FloatField(null=True)
+    retired_at = FloatField(null=True)
+
+
+class ExpectedDevice(Model):
+    """A device that was announced by its serial number; `device` is who came."""
+
+    serial = TextField(primary_key=True)
+    name = TextField()
+    labels = TextField()
+    device = TextField(null=True)
+    created_at = FloatField()
+    created_by = TextField()
+
+    class Meta:
+        table_name = "expected_device"
+
+
+class DeviceGroup(Model):
+    """A selector with a name."""
+
+    name = TextField(primary_key=True)
+    selector = TextField()
+    changed_at = FloatField()
+    changed_by = TextField()
+
+    class Meta:
+        table_name = "device_group"
 
 
 class Anchor(Model):
@@ -265,10 +309,47 @@ class ModelVersion(Model):
     manifest = TextField()
     uploaded_at = FloatField()
     uploaded_by = TextField()
+    probe = TextField(default="{}")
 
     class Meta:
         table_name = "model_version"
         primary_key = CompositeKey("model", "version")
+
+
+class ModelAlias(Model):
+    """A name for a version."""
+
+    model = TextField()
+    name = TextField(column_name="alias")  # `alias` is a method of every Peewee model
+    version = TextField()
+    changed_at = FloatField()
+    changed_by = TextField()
+
+    class Meta:
+        table_name = "model_alias"
+        primary_key = CompositeKey("model", "name")
+
+
+class TrustedRoot(Model):
+    """A publisher's root key whose packages may be uploaded."""
+
+    fingerprint = TextField(primary_key=True)
+    pinned_at = FloatField()
+    pinned_by = TextField()
+
+    class Meta:
+        table_name = "trusted_root"
+
+
+class TrustStatement(Model):
+    """What a trusted root has said: a key set, a revocation, a new root; named by its document's SHA-256."""
+
+    fingerprint = TextField(primary_key=True)
+    document = TextField()
+    learnt_at = FloatField()
+
+    class Meta:
+        table_name = "trust_statement"
 
 
 class Deployment(Model):
@@ -377,9 +458,12 @@ TABLES: Final[tuple[type[Model], ...]] = (
     UserToken,
     JoinToken,
     Session,
+    Person,
     Audit,
     Idempotency,
     Device,
+    ExpectedDevice,
+    DeviceGroup,
     Anchor,
     Watermark,
     RecordRow,
@@ -389,6 +473,9 @@ TABLES: Final[tuple[type[Model], ...]] = (
     Summary,
     Label,
     ModelVersion,
+    ModelAlias,
+    TrustedRoot,
+    TrustStatement,
     Deployment,
     DeviceDeployment,
     Command,

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import json
-import sqlite3
-from pathlib import Path
+import threading
+from dataclasses import dataclass
+from typing import Final
 
 import msgspec
+from tinylcm.capabilities import capabilities
 from tinylcm.files import read_bounded
-from tinylcm.keys import Trust
 from tinylcm.manifest import PACKAGE_BYTES_MAX
 from tinylcm.package import Package, parse_package
+from tinylcm.probe import probe
+from tinylcm.types import Json
 
-from .auth import audit
-from .db import Connection, Database, Page, decode_cursor, paged, row, rows
-from .errors import ConflictError, InvalidError, NotFoundError
-from .store import FolderStore, Upload
+from . import trust
+from .audit import audit
+from .db import Connection, Database, Page, Row, decode_cursor, paged, row, rows
+from .errors import BusyError, ConflictError, InvalidError, NotFoundError
+from .store import Store, Upload
+
+LINEAGE: Final = ("run_id", "data_sha256", "git_commit", "parent", "trained_at", "framework")
+PROBES_MAX: Final = 2  # children at once
+_probing = threading.Semaphore(PROBES_MAX)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeLimits:
+    """Of the child process that tries an upload: seconds, and bytes of address space."""
+
+    timeout_s: float
+    memory_bytes: int
 
 
 class ModelVersionView(msgspec.Struct, frozen=True):
@@ -35,6 +51,8 @@ class ModelVersionView(msgspec.Struct, frozen=True):
     window_samples: int
     monitors: list[str]
     metadata: dict[str, object]
+    lineage: dict[str, object]
+    probe: dict[str, object]
 
 
 class ModelView(msgspec.Struct, frozen=True):
@@ -52,7 +70,8 @@ class ModelSummary(msgspec.Struct, frozen=True):
     latest: str
 
 
-def _view(found: sqlite3.Row) -> ModelVersionView:
+def version_view(found: Row) -> ModelVersionView:
+    """A row as the API shows it."""
     manifest = json.loads(found["manifest"])
     return ModelVersionView(
         model=found["model"],
@@ -69,43 +88,50 @@ def _view(found: sqlite3.Row) -> ModelVersionView:
         window_samples=manifest["window"]["samples"],
         monitors=[monitor["name"] for monitor in manifest["monitors"]],
         metadata=manifest["metadata"],
+        lineage={key: manifest["metadata"][key] for key in LINEAGE if key in manifest["metadata"]},
+        probe=json.loads(found["probe"]),
     )
 
 
 def add_version(
-    db: Database, store: FolderStore, roots: Path, name: str, upload: Upload, who: str, now_s: float
+    db: Database, store: Store, limits: ProbeLimits | None, name: str, upload: Upload, who: str, now_s: float
 ) -> tuple[ModelVersionView, bool]:
-    """Verify an uploaded package, store and register it. The same file again changes nothing.
+    """Verify an uploaded package, try it in a child process, store and register it. The same file changes nothing.
+
+    Args:
+        limits: of the child; None leaves it out.
 
     Returns:
         The version, and whether it is new.
 
     Raises:
-        ModelError: damaged, unsigned, untrusted or expired.
+        ModelError: damaged, unsigned, untrusted or expired, or its model crashes or computes something else.
+        BusyError: too many are being tried at once.
         InvalidError: it is a package of another model.
         ConflictError: the version exists with other content.
         StorageError: the disk refuses.
     """
     upload.finish()
     package = parse_package(
-        read_bounded(upload.path, PACKAGE_BYTES_MAX), Trust.load(roots), expiry="refuse", now_s=now_s
+        read_bounded(upload.path, PACKAGE_BYTES_MAX), db.read(trust.load), expiry="refuse", now_s=now_s
     )
     manifest = package.manifest
     if manifest.name != name:
         raise InvalidError(f"the package is of model {manifest.name}, the address says {name:.64}; upload it there")
-    known = db.read(lambda connection: _find(connection, name, manifest.version))
+    known = db.read(lambda connection: find_version(connection, name, manifest.version))
     if known is not None:
         return _same(known, package), False
+    found = _try(package, upload, limits)
     store.put(upload, package.sha256)
 
     def job(connection: Connection) -> tuple[ModelVersionView, bool]:
-        known = _find(connection, name, manifest.version)
+        known = find_version(connection, name, manifest.version)
         if known is not None:
             return _same(known, package), False
         connection.execute(
             "INSERT INTO model_version"
-            " (model, version, sha256, size, root, release, manifest, uploaded_at, uploaded_by)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " (model, version, sha256, size, root, release, manifest, uploaded_at, uploaded_by, probe)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 name,
                 manifest.version,
@@ -116,35 +142,56 @@ def add_version(
                 json.dumps(manifest.to_json()),
                 now_s,
                 who,
+                json.dumps(found),
             ),
         )
+        trust.learn(connection, package.statements, now_s)
         audit(connection, who, "model.upload", f"{name} {manifest.version} {package.sha256}", now_s)
-        found = _find(connection, name, manifest.version)
-        assert found is not None
-        return _view(found), True
+        made = find_version(connection, name, manifest.version)
+        assert made is not None
+        return version_view(made), True
 
     return db.write(job)
 
 
-def _find(connection: Connection, name: str, version: str) -> sqlite3.Row | None:
+def _try(package: Package, upload: Upload, limits: ProbeLimits | None) -> dict[str, Json]:
+    """What a child process found of a package; nothing when this server has no engine for its format."""
+    if limits is None:
+        return {"skipped": "this server tries no uploads"}
+    there = capabilities()["backends"]
+    assert isinstance(there, list)
+    missing = sorted({stage.format for stage, _ in package.manifest.models()} - set(map(str, there)))
+    if missing:
+        return {"skipped": f"this server has no engine for {', '.join(missing)}; each device tries it itself"}
+    if not _probing.acquire(timeout=limits.timeout_s):
+        raise BusyError("too many uploads are being tried; send it again", retry_after_s=10)
+    try:
+        return probe(upload.path, timeout_s=limits.timeout_s, memory_bytes=limits.memory_bytes)
+    finally:
+        _probing.release()
+
+
+def find_version(connection: Connection, name: str, version: str) -> Row | None:
+    """The row of a version, or None."""
     return row(connection, "SELECT * FROM model_version WHERE model = ? AND version = ?", (name, version))
 
 
-def _same(known: sqlite3.Row, package: Package) -> ModelVersionView:
+def _same(known: Row, package: Package) -> ModelVersionView:
     if known["sha256"] != package.sha256:
         raise ConflictError(
             f"{known['model']} {known['version']} exists with sha256 {known['sha256'][:12]}, the upload has "
             f"{package.sha256[:12]}; a version never changes, build it under a new version"
         )
-    return _view(known)
+    return version_view(known)
 
 
 def list_models(db: Database, cursor: str | None, limit: int) -> Page[ModelSummary]:
     """Models by name."""
     after = decode_cursor(cursor, str, "")
     sql = (
-        "SELECT model, COUNT(*) AS versions, version AS latest, MAX(uploaded_at) FROM model_version WHERE model > ?"
-        " GROUP BY model ORDER BY model LIMIT ?"
+        "SELECT model, COUNT(*) AS versions, (SELECT n.version FROM model_version n WHERE n.model = m.model"
+        " ORDER BY n.uploaded_at DESC, n.version DESC LIMIT 1) AS latest"
+        " FROM model_version m WHERE model > ? GROUP BY model ORDER BY model LIMIT ?"
     )
     found = db.read(lambda connection: rows(connection, sql, (after, limit + 1)))
     items = [ModelSummary(item["model"], item["versions"], item["latest"]) for item in found]
@@ -161,7 +208,7 @@ def get_model(db: Database, name: str) -> ModelView:
     found = db.read(lambda connection: rows(connection, sql, (name,)))
     if not found:
         raise NotFoundError(f"there is no model {name!r:.70}; see `tinysphere models`")
-    return ModelView(name, [_view(item) for item in found])
+    return ModelView(name, [version_view(item) for item in found])
 
 
 def get_version(db: Database, name: str, version: str) -> ModelVersionView:
@@ -170,19 +217,18 @@ def get_version(db: Database, name: str, version: str) -> ModelVersionView:
     Raises:
         NotFoundError: it was never uploaded.
     """
-    found = db.read(lambda connection: _find(connection, name, version))
+    found = db.read(lambda connection: find_version(connection, name, version))
     if found is None:
         raise NotFoundError(f"there is no version {version!r:.50} of model {name!r:.70}; see `tinysphere models`")
-    return _view(found)
+    return version_view(found)
 
 
-def package_path(db: Database, store: FolderStore, sha256: str) -> Path:
-    """The file of a registered package.
+def check_package(db: Database, sha256: str) -> None:
+    """Refuse a hash that is no registered package's.
 
     Raises:
         NotFoundError: no version has this hash.
     """
-    sql = "SELECT 1 FROM model_version WHERE sha256 = ?"
+    sql = "SELECT 1 AS one FROM model_version WHERE sha256 = ?"
     if db.read(lambda connection: row(connection, sql, (sha256,))) is None:
         raise NotFoundError("there is no package of this hash")
-    return store.path(sha256)

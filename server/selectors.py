@@ -7,7 +7,7 @@
     comparison = "=" | "!=" | "<" | "<=" | ">" | ">="
 
 A key is `id`, `name`, a label, or a fact that the device has reported: `machine`, `system`, `cpus`, `ram_mb`, `python`,
-`tinylcm`, `backend`. A label of the same name goes before a fact.
+`tinylcm`, `backend`, or `group`, the groups that it is in. A label of the same name goes before a fact.
 
 Rules
 - A value with blanks or marks stands in double quotes, in which a backslash takes the next character as it is.
@@ -143,6 +143,17 @@ def facts_of(device_id: str, name: str, labels: Mapping[str, Json], capabilities
     if isinstance(capabilities.get("backends"), list):
         reported["backend"] = capabilities["backends"]
     return {**reported, **labels, "id": device_id, "name": name}
+
+
+def keys_of(selector: Selector) -> frozenset[str]:
+    """Every key that a selector asks for."""
+    if isinstance(selector, _Not):
+        return keys_of(selector.inner)
+    if isinstance(selector, _Every | _Any):
+        return frozenset().union(*map(keys_of, selector.parts))
+    if isinstance(selector, _Has | _Equals | _Compares):
+        return frozenset({selector.key})
+    return frozenset()
 
 
 @lru_cache(maxsize=512)

@@ -15,7 +15,7 @@ from tinylcm.errors import ConfigError
 from tinylcm.remote_config import check_settings
 from tinylcm.types import Json
 
-from .auth import audit
+from .audit import audit
 from .db import Connection, Database, raise_generation, row, rows
 from .errors import InvalidError, NotFoundError, PreconditionFailedError, PreconditionRequiredError
 from .fleet import etag
@@ -80,6 +80,7 @@ def put(
     text = json.dumps(request.settings, sort_keys=True)
 
     def job(connection: Connection) -> SettingsView:
+        connection.lock("config")
         view = _get(connection, scope)
         if if_match not in ("*", etag(view.version)):
             raise PreconditionFailedError(
@@ -116,8 +117,8 @@ def _get(connection: Connection, scope: str) -> SettingsView:
         return SettingsView(scope, 0, {}, 0.0, "", [])
     devices = rows(
         connection,
-        "SELECT s.device, COALESCE(d.name, ''), s.version, s.state, s.reason, s.updated_at FROM device_config s"
-        " LEFT JOIN device d ON d.id = s.device ORDER BY s.device LIMIT ?",
+        "SELECT s.device AS device_id, COALESCE(d.name, '') AS device_name, s.version, s.state, s.reason,"
+        " s.updated_at FROM device_config s LEFT JOIN device d ON d.id = s.device ORDER BY s.device LIMIT ?",
         (DEVICES_SHOWN_MAX,),
     )
     return SettingsView(
@@ -126,7 +127,7 @@ def _get(connection: Connection, scope: str) -> SettingsView:
         settings=json.loads(found["settings"]),
         created_at=found["created_at"],
         created_by=found["created_by"],
-        devices=[DeviceSettings(*item) for item in devices],
+        devices=[DeviceSettings(**item) for item in devices],
     )
 
 

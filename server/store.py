@@ -1,20 +1,21 @@
-"""Blobs in a folder, named by their SHA-256: written whole or not at all."""
+"""Blobs, named by their SHA-256, in a folder or elsewhere: written whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final, Protocol
 
 from tinylcm.files import fsync_folder, make_folder
 
-from .db import storage_error
-from .errors import StorageError, TooLargeError
+from .errors import NotFoundError, StorageError, TooLargeError
+from .sql import storage_error
 
+PIECE_BYTES: Final = 256 << 10
 _PREFIX: Final = ".upload-"
 
 
@@ -78,15 +79,15 @@ class Upload:
             self.path.unlink()
 
 
-class FolderStore:
-    """Blobs under `folder/<aa>/<sha256>`.
+class Spool:
+    """Where uploads are written before they are stored.
 
     Args:
-        folder: made when it is missing; uploads that a power cut left are removed.
+        folder: of this process, or of several on one machine.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = make_folder(folder, private=True)
+        self.folder = folder
 
     def clean(self) -> None:
         """Remove uploads that a power cut left; only for the process that owns the folder."""
@@ -104,21 +105,130 @@ class FolderStore:
         except OSError as error:
             raise storage_error(error) or StorageError("the disk refuses") from error
 
-    def path(self, sha256: str) -> Path:
-        """Where a blob is or would be."""
+
+class Store(Protocol):
+    """Blobs by their SHA-256: a folder, or a bucket. What is stored is durable and never changes."""
+
+    folder: Path
+
+    def clean(self) -> None:
+        """Remove uploads that a power cut left; only for the process that owns the folder."""
+
+    def begin(self, bytes_max: int) -> Upload:
+        """Start to write a blob."""
+
+    def put(self, upload: Finished, sha256: str) -> None:
+        """Store a finished upload under its name, durably; again changes nothing."""
+
+    def size(self, sha256: str) -> int | None:
+        """Bytes of a blob, or None when it is not there."""
+
+    def local(self, sha256: str) -> Path | None:
+        """The file of a blob, where the store is a folder of this machine."""
+
+    def read(self, sha256: str, first: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """A blob's bytes from `first` on, in pieces; NotFoundError when it is not there."""
+
+    def delete(self, sha256: str) -> None:
+        """Remove a blob; one that is not there is removed already."""
+
+    def names(self) -> Iterator[str]:
+        """The SHA-256 of every blob."""
+
+    def uri(self, sha256: str) -> str:
+        """The address of a blob for other programs."""
+
+    def check(self) -> None:
+        """See whether the store answers."""
+
+
+class FolderStore(Spool):
+    """Blobs under `folder/<aa>/<sha256>`.
+
+    Args:
+        folder: made when it is missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(make_folder(folder, private=True))
+
+    def _path(self, sha256: str) -> Path:
         return self.folder / sha256[:2] / sha256
 
-    def put(self, upload: Finished, sha256: str) -> Path:
+    def put(self, upload: Finished, sha256: str) -> None:
         """Give a finished upload its name, durably.
 
         Raises:
             StorageError: the disk refuses.
         """
-        target = self.path(sha256)
-        try:
+        target = self._path(sha256)
+        with _told():
             make_folder(target.parent, private=True)
             upload.path.replace(target)
             fsync_folder(target.parent)
-        except OSError as error:
-            raise storage_error(error) or StorageError("the disk refuses") from error
-        return target
+
+    def local(self, sha256: str) -> Path:
+        """Where a blob is or would be."""
+        return self._path(sha256)
+
+    def size(self, sha256: str) -> int | None:
+        """Bytes of a blob, or None when it is not there."""
+        with suppress(FileNotFoundError):
+            return self._path(sha256).stat().st_size
+        return None
+
+    def read(self, sha256: str, first: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """A blob's bytes from `first` on, in pieces.
+
+        Raises:
+            NotFoundError: it is not there.
+        """
+        try:
+            file = self._path(sha256).open("rb")
+        except FileNotFoundError:
+            raise NotFoundError("the store does not have it") from None
+        return _pieces(file, first, length)
+
+    def delete(self, sha256: str) -> None:
+        """Remove a blob; one that is not there is removed already."""
+        with _told():
+            self._path(sha256).unlink(missing_ok=True)
+
+    def names(self) -> Iterator[str]:
+        """The SHA-256 of every blob."""
+        for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
+            if len(path.name) == 64:
+                yield path.name
+
+    def uri(self, sha256: str) -> str:
+        """The `file://` address of a blob."""
+        return self._path(sha256).resolve().as_uri()
+
+    def check(self) -> None:
+        """See whether the folder can be written.
+
+        Raises:
+            StorageError: it cannot.
+        """
+        if not os.access(self.folder, os.W_OK):
+            raise StorageError(f"the folder {self.folder} cannot be written")
+
+
+def _pieces(file: IO[bytes], first: int, length: int | None) -> Iterator[bytes]:
+    with file:
+        file.seek(first)
+        left = length
+        while left is None or left > 0:
+            piece = file.read(PIECE_BYTES if left is None else min(left, PIECE_BYTES))
+            if not piece:
+                return
+            left = None if left is None else left - len(piece)
+            yield piece
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error) or StorageError("the disk refuses") from error

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.source_tree
 
 BOTTOM = {
     "errors", "types", "checks", "clock", "version", "files", "wire", "config", "keys", "package", "manifest",
-    "preprocess", "arrays", "capture", "keyring", "statements", "commands", "remote_config", "schedule",
+    "preprocess", "arrays", "capture", "keyring", "statements", "commands", "remote_config", "schedule", "requires",
 }  # fmt: skip
 # What each room of the runtime may import from, beside the bottom and `_ext`. Downwards only.
 RUNTIME = {
@@ -56,13 +56,17 @@ RUNTIME = {
     "publish": {"loading", "pipeline", "window"},
     "downlink": {"journal"},
     "upload": {"http", "sync"},
+    "rekey": {"http", "identity", "sync"},
+    "capabilities": {"backends"},
+    "download": {"http", "store", "sync"},
+    "installer": {"capabilities", "journal", "pipeline", "probe", "slots", "store", "trial"},
     "agent": {
-        "backends", "downlink", "http", "identity", "journal", "monitors", "pipeline", "probe", "slots", "store",
-        "sync", "trial", "upload",
+        "capabilities", "download", "downlink", "http", "identity", "installer", "journal", "monitors", "pipeline",
+        "rekey", "slots", "store", "sync", "upload",
     },
     "device": {
-        "agent", "http", "identity", "journal", "loading", "metrics", "pipeline", "slots", "status", "store", "sync",
-        "system",
+        "agent", "capabilities", "http", "identity", "journal", "loading", "metrics", "pipeline", "slots", "status",
+        "store", "sync", "system",
     },
 }  # fmt: skip
 PURE = {"schedule", "slots", "summaries", "sync", "trial", "wear"}
@@ -71,6 +75,9 @@ SERVER_MAY = {
     "wire",
     "package",
     "manifest",
+    "requires",
+    "probe",
+    "capabilities",
     "stats",
     "drift",
     "files",
@@ -89,6 +96,12 @@ LOGIC = {
     "fleet",
     "registry",
     "deployments",
+    "expected",
+    "groups",
+    "lifecycle",
+    "audit",
+    "people",
+    "versions",
     "blobs",
     "commands",
     "selectors",
@@ -97,7 +110,11 @@ LOGIC = {
     "drifthub",
     "reports",
     "db",
+    "schema",
+    "sql",
+    "s3store",
     "store",
+    "trust",
     "models",
 }
 

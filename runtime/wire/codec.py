@@ -10,6 +10,7 @@ Rules
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -42,9 +43,17 @@ _NO_CONTAINERS: Final = bytes(byte for byte in range(256) if not (0x80 <= byte <
 _What = Literal["request", "response"]
 
 
+@functools.cache
+def _has_protobuf() -> bool:
+    return bool(importlib.util.find_spec("google") and importlib.util.find_spec("google.protobuf"))
+
+
 def formats() -> tuple[Format, ...]:
     """The encodings that this installation can speak."""
-    there = importlib.util.find_spec("google") and importlib.util.find_spec("google.protobuf")
+    try:
+        there = _has_protobuf()
+    except OSError:  # a disk that does not answer now: looked for again the next time
+        there = False
     return tuple(CONTENT_TYPES) if there else ("json", "msgpack")
 
 

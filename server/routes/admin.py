@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .. import auth
+from .. import audit, auth
 from ..db import Page, decode_cursor, paged
 from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
 
@@ -20,7 +20,7 @@ async def list_audit(call: Call) -> Answer:
     """The audit log, newest first."""
     limit = call.limit()
     before = decode_cursor(call.text("cursor"), int, _NO_ID)
-    entries = await call.run(auth.list_audit, call.server.db, before, limit + 1)
+    entries = await call.run(audit.list_audit, call.server.db, before, limit + 1)
     page = paged(entries, limit, lambda entry: entry.id)
     return Answer(page, headers=page_headers(call, page.next))
 
@@ -32,6 +32,6 @@ ROUTES: Final = (
     ),
     Route(
         "GET", f"{API}/audit", list_audit, "Who changed what, newest first", "admin",
-        answer=Page[auth.AuditEntry], query=LIST_PARAMS,
+        answer=Page[audit.AuditEntry], query=LIST_PARAMS,
     ),
 )  # fmt: skip

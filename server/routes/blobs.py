@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from .. import blobs
+from .files import send
 from .table import API, Answer, Call, Route, bounded_body
 
 
@@ -49,8 +50,8 @@ async def put(call: Call) -> Answer:
 async def get(call: Call) -> Answer:
     """A whole blob."""
     sha256 = call.path("sha256")
-    path = await call.run(blobs.path_of, call.server.db, call.server.store, sha256)
-    return Answer(response=FileResponse(path, media_type="application/octet-stream", headers={"ETag": f'"{sha256}"'}))
+    await call.run(blobs.check_uploaded, call.server.db, sha256)
+    return await send(call, sha256)
 
 
 _PATH: Final = f"{API}/blobs/{{sha256}}"
@@ -66,7 +67,8 @@ ROUTES: Final = (
         statuses={201: "all of it is here, durable", 202: "a part of it is here", 200: "it was here before"},
     ),
     Route(
-        "GET", _PATH, get, "Fetch a blob", "read", media=_BYTES, problems=(404,), headers=("Range",),
-        statuses={200: "the whole file", 206: "from the range on", 416: "the range is not within the file"},
+        "GET", _PATH, get, "Fetch a blob", "read", media=_BYTES, problems=(404, 416),
+        headers=("Range", "If-Range", "If-None-Match"),
+        statuses={200: "the whole file", 206: "the range", 304: "the ETag is known"},
     ),
 )  # fmt: skip

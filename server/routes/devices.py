@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Final
 
 import msgspec
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 from tinylcm import wire
 
 from .. import deployments, fleet, ingest, registry
 from ..db import Page
 from ..errors import NotFoundError, UnsupportedMediaTypeError
+from .files import send
 from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
 
 SYNC_MEDIA: Final = ", ".join(wire.CONTENT_TYPES.values())
@@ -82,10 +83,8 @@ async def get_package(call: Call) -> Answer:
     assert call.principal is not None
     if call.principal.kind == "device":
         await call.run(deployments.check_may_fetch, call.server.db, call.principal.id, sha256)
-    path = await call.run(registry.package_path, call.server.db, call.server.store, sha256)
-    if not path.is_file():
-        raise NotFoundError("the package's file is missing on the server; restore the blobs folder or upload it again")
-    return Answer(response=FileResponse(path, media_type="application/octet-stream", headers={"ETag": f'"{sha256}"'}))
+    await call.run(registry.check_package, call.server.db, sha256)
+    return await send(call, sha256)
 
 
 async def get_ca(call: Call) -> Answer:
@@ -135,8 +134,8 @@ ROUTES: Final = (
     ),
     Route(
         "GET", f"{API}/packages/{{sha256}}", get_package, "Fetch a package, with Range", "any",
-        media="application/octet-stream", problems=(404,), headers=("Range", "If-Range"),
-        statuses={200: "the whole file", 206: "from the range on", 416: "the range is not within the file"},
+        media="application/octet-stream", problems=(404, 416), headers=("Range", "If-Range", "If-None-Match"),
+        statuses={200: "the whole file", 206: "the range", 304: "the ETag is known"},
     ),
     Route(
         "GET", f"{API}/ca", get_ca, "The certificate authority that devices pin", "public",

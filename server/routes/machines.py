@@ -23,20 +23,26 @@ async def healthz(call: Call) -> Answer:
 
 
 async def readyz(call: Call) -> Answer:
-    """The database answers, for reading and for writing."""
+    """The database answers, for reading and for writing, and so does the store of the blobs."""
 
     def job(connection: Connection) -> object:
-        return connection.execute("SELECT 1").fetchone()
+        return connection.rows("SELECT 1 AS one")
 
     await call.run(call.server.db.read, job)
     await call.run(call.server.db.write, job)
+    await call.run(call.server.store.check)
     return Answer(Health("ok"))
 
 
 _COUNTS: Final = (
-    ("tinysphere_devices", "gauge", "enrolled devices", "SELECT COUNT(*) FROM device"),
-    ("tinysphere_drift_events_total", "counter", "drift alarms received", "SELECT COUNT(*) FROM drift_event"),
-    ("tinysphere_records_total", "counter", "records settled", "SELECT CAST(TOTAL(seq) AS INTEGER) FROM watermark"),
+    ("tinysphere_devices", "gauge", "enrolled devices", "SELECT COUNT(*) AS n FROM device"),
+    ("tinysphere_drift_events_total", "counter", "drift alarms received", "SELECT COUNT(*) AS n FROM drift_event"),
+    (
+        "tinysphere_records_total",
+        "counter",
+        "records settled",
+        "SELECT CAST(COALESCE(SUM(seq), 0) AS BIGINT) AS n FROM watermark",
+    ),
 )
 
 
@@ -46,7 +52,7 @@ async def metrics(call: Call) -> Answer:
     def count(connection: Connection) -> str:
         lines = []
         for name, kind, about, sql in _COUNTS:
-            value = connection.execute(sql).fetchone()[0]
+            value = connection.rows(sql)[0]["n"]
             lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}", f"{name} {value}"]
         return "\n".join(lines) + "\n"
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from .. import registry
+from .. import registry, versions
 from ..db import Page
-from .table import API, LIST_PARAMS, Answer, Call, Route, bounded_body, page_headers
+from .table import API, LIST_PARAMS, Answer, Call, Param, Route, bounded_body, page_headers
 
 
 async def add_version(call: Call) -> Answer:
     """Take an uploaded package."""
     server = call.server
+    seconds, memory = server.config.probe_timeout_s, server.config.probe_memory_bytes
+    limits = registry.ProbeLimits(seconds, memory) if seconds else None
     upload = await call.run(server.store.begin, server.config.package_bytes_max)
     try:
         async for piece in bounded_body(call.request, server.config.package_bytes_max, server.config.body_timeout_s):
             await call.run(upload.write, piece)
         view, new = await call.run(
-            registry.add_version, server.db, server.store, server.roots, call.path("name"), upload, call.who, call.now_s
+            registry.add_version, server.db, server.store, limits, call.path("name"), upload, call.who, call.now_s
         )
     finally:
         await call.run(upload.close)
@@ -40,6 +42,39 @@ async def get_version(call: Call) -> Answer:
     return Answer(await call.run(registry.get_version, call.server.db, call.path("name"), call.path("version")))
 
 
+async def remove_version(call: Call) -> Answer:
+    """Remove a version that nobody runs or is to run."""
+    server = call.server
+    view = await call.run(
+        versions.remove_version, server.db, server.store, call.path("name"), call.path("version"), call.who, call.now_s
+    )
+    return Answer(view)
+
+
+async def compare(call: Call) -> Answer:
+    """Two versions side by side."""
+    a, b = call.text("a") or "", call.text("b") or ""
+    return Answer(await call.run(versions.compare, call.server.db, call.path("name"), a, b))
+
+
+async def list_aliases(call: Call) -> Answer:
+    """A model's aliases."""
+    return Answer(await call.run(versions.list_aliases, call.server.db, call.path("name")))
+
+
+async def set_alias(call: Call) -> Answer:
+    """Have an alias name a version."""
+    db, name, alias = call.server.db, call.path("name"), call.path("alias")
+    return Answer(await call.run(versions.set_alias, db, name, alias, call.body, call.who, call.now_s))
+
+
+async def remove_alias(call: Call) -> Answer:
+    """Take a name away."""
+    db, name, alias = call.server.db, call.path("name"), call.path("alias")
+    return Answer(await call.run(versions.remove_alias, db, name, alias, call.who, call.now_s))
+
+
+_ALIAS: Final = f"{API}/models/{{name}}/aliases/{{alias}}"
 ROUTES: Final = (
     Route(
         "POST", f"{API}/models/{{name}}/versions", add_version, "Upload a signed package", "models:write",
@@ -56,5 +91,23 @@ ROUTES: Final = (
     Route(
         "GET", f"{API}/models/{{name}}/versions/{{version}}", get_version, "One version", "read",
         answer=registry.ModelVersionView, problems=(404,),
+    ),
+    Route(
+        "DELETE", f"{API}/models/{{name}}/versions/{{version}}", remove_version, "Remove a version that nobody runs",
+        "models:write", answer=registry.ModelVersionView, problems=(404, 409), statuses={200: "what it was"},
+    ),
+    Route(
+        "GET", f"{API}/models/{{name}}/compare", compare, "Two versions side by side", "read",
+        answer=versions.Comparison, problems=(404,),
+        query=(Param("a", about="a version, or @ALIAS"), Param("b", about="a version, or @ALIAS")),
+    ),
+    Route("GET", f"{API}/models/{{name}}/aliases", list_aliases, "Aliases", "read", answer=versions.AliasList),
+    Route(
+        "PUT", _ALIAS, set_alias, "Have an alias name a version", "models:write",
+        answer=versions.AliasView, body=versions.AliasRequest, problems=(404,),
+    ),
+    Route(
+        "DELETE", _ALIAS, remove_alias, "Take an alias away", "models:write",
+        answer=versions.AliasView, problems=(404,), statuses={200: "what it was"},
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from starlette.concurrency import run_in_threadpool
@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from .. import auth, drifthub, fleet
+from .. import auth, drifthub, fleet, people
 from ..drifthub import DriftEventView, HistogramView
 from ..errors import TinySphereError, UnauthorizedError, problem_of
-from .table import SESSION_COOKIE, Call, Server, bounded_body
+from .table import SESSION_COOKIE, Call, Server, bounded_body, claimant
 
 FORM_BYTES_MAX: Final = 4096
 EVENTS_SHOWN: Final = 20
@@ -188,6 +188,17 @@ def _safe_next(target: str) -> str:
     return target if target.startswith("/") and not target.startswith(("//", "/\\")) else "/devices"
 
 
+def _is_own_form(request: Request) -> bool:
+    """Whether a form was sent by a page of this server: another site's could sign a browser in as somebody else.
+
+    Browsers say it in Sec-Fetch-Site, older ones in Origin; who is no browser sends neither.
+    """
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        return site in ("same-origin", "none")
+    return origin is None or urlsplit(origin).netloc == request.headers.get("host", "")
+
+
 class Pages:
     """The handlers of the dashboard's pages."""
 
@@ -282,22 +293,32 @@ class Pages:
         return self._render("login.html", next=_safe_next(request.query_params.get("next", "")), problem="")
 
     async def login(self, request: Request) -> Response:
-        """Exchange a token for a session cookie."""
+        """Exchange a name and a password, or a token, for a session cookie."""
         raw = b"".join(
             [piece async for piece in bounded_body(request, FORM_BYTES_MAX, self._server.config.body_timeout_s)]
         )
         fields = {key: values[0] for key, values in parse_qs(raw.decode("utf-8", "replace")).items()}
         target, config = _safe_next(fields.get("next", "")), self._server.config
+        if not _is_own_form(request):
+            return self._render("login.html", 403, next=target, problem="this form was sent by another site's page")
+        db, now_s, token = self._server.db, self._server.clock.wall_s(), fields.get("token", "").strip()
+        failures, address = self._server.failures, claimant(request)
+        ticks = self._server.clock.monotonic_s()
+        if (wait_s := failures.wait_s(address, ticks)) > 0.0:
+            answer = self._render("login.html", 429, next=target, problem="too many wrong tries; wait a moment")
+            answer.headers["Retry-After"] = str(math.ceil(wait_s))
+            return answer
         try:
-            secret = await run_in_threadpool(
-                auth.create_session,
-                self._server.db,
-                fields.get("token", "").strip(),
-                config.session_s,
-                self._server.clock.wall_s(),
-            )
+            if token:
+                secret = await run_in_threadpool(auth.create_session, db, token, config.session_s, now_s)
+            else:
+                name, password = fields.get("name", ""), fields.get("password", "")
+                secret = await run_in_threadpool(people.sign_in, db, name, password, config.session_s, now_s)
         except UnauthorizedError as error:
+            failures.take(address, ticks)
             return self._render("login.html", 401, next=target, problem=str(error))
+        except TinySphereError as error:
+            return self.problem(error)
         response = RedirectResponse(target, 303)
         response.set_cookie(
             SESSION_COOKIE,

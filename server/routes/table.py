@@ -30,7 +30,7 @@ from ..errors import (
 )
 from ..idempotency import once
 from ..ratelimit import RateLimit
-from ..store import FolderStore
+from ..store import Store
 
 API: Final = "/api/v1"
 SESSION_COOKIE: Final = "tinysphere_session"
@@ -45,14 +45,14 @@ class Server:
 
     config: ServerConfig
     db: Database
-    store: FolderStore
+    store: Store
     clock: Clock
     devices: RateLimit
     users: RateLimit
     failures: RateLimit
 
     @classmethod
-    def of(cls, config: ServerConfig, db: Database, store: FolderStore, clock: Clock) -> Server:
+    def of(cls, config: ServerConfig, db: Database, store: Store, clock: Clock) -> Server:
         """With the configuration's limits."""
         return cls(
             config,
@@ -63,11 +63,6 @@ class Server:
             RateLimit(config.user_requests_per_s, config.burst),
             RateLimit(config.failures_per_s, max(5, config.burst // 20)),
         )
-
-    @property
-    def roots(self) -> Any:
-        """The folder of the publishers that are trusted."""
-        return self.config.data / "roots"
 
 
 @dataclass(slots=True)
@@ -269,7 +264,7 @@ async def _admit(call: Call, route: Route) -> None:
         UnauthorizedError, ForbiddenError: with what is missing.
     """
     server, now_s = call.server, call.server.clock.monotonic_s()
-    address = _claimant(call.request)
+    address = claimant(call.request)
     # Also a right key waits: the answer would tell one that was guessed.
     _refuse(server.failures.wait_s(address, now_s), "this address has failed to say who it is")
     try:
@@ -282,7 +277,7 @@ async def _admit(call: Call, route: Route) -> None:
     _refuse(limit.take(call.principal.id, now_s), f"this {call.principal.kind} asks")
 
 
-def _claimant(request: Request) -> str:
+def claimant(request: Request) -> str:
     """Whose failures count together: an address, and the device that it says to be.
 
     Many devices may have one address, behind a router or a proxy: one with a revoked key must not lock out the others.

@@ -38,10 +38,11 @@ from tinylcm.wire import (
     is_web_page,
     record_from_json,
 )
-from tinylcm.wire.codec import CONTAINERS_MAX
+from tinylcm.wire.codec import CONTAINERS_MAX, _has_protobuf
 
 FORMATS: tuple[Format, ...] = ("json", "msgpack", "protobuf")
 SAFE = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+NAME = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=8)
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -67,11 +68,11 @@ FINITE = st.floats(0, 1e300)
 REQUEST = st.builds(
     SyncRequest,
     wire=st.just(1),
-    boot=SAFE,
+    boot=NAME,
     anchor=st.builds(Anchor, NATURAL, FINITE),
-    running=st.lists(st.builds(RunningModel, SAFE, SAFE, SAFE, SAFE), max_size=2).map(tuple),
+    running=st.lists(st.builds(RunningModel, NAME, NAME, NAME, NAME), max_size=2).map(tuple),
     generation=NATURAL,
-    server_instance=SAFE,
+    server_instance=NAME,
     capabilities=TABLE,
     events=st.lists(RECORD, max_size=3),
     details=st.lists(RECORD, max_size=3),
@@ -80,19 +81,19 @@ ID = st.tuples(st.just("0123456789abcdef"), st.integers(1, 2**63 - 1))
 RESPONSE = st.builds(
     SyncResponse,
     acked=st.fixed_dictionaries({"events": st.none() | ID, "details": st.none() | ID}),
-    server_instance=SAFE,
+    server_instance=NAME,
     server_time=FINITE,
     next_sync_s=FINITE,
     desired=st.just("unchanged")
     | st.builds(
         Desired,
         NATURAL,
-        st.lists(st.builds(DesiredModel, SAFE, SAFE, SAFE, NATURAL, SAFE, NATURAL), max_size=2).map(tuple),
+        st.lists(st.builds(DesiredModel, NAME, NAME, NAME, NATURAL, NAME, NATURAL), max_size=2).map(tuple),
         st.lists(TABLE, max_size=2).map(tuple),
         TABLE,
     ),
     downlink=st.lists(JSON, max_size=3).map(tuple),
-    refused=st.lists(st.builds(Refused, st.just("events"), SAFE, NATURAL, SAFE), max_size=2).map(tuple),
+    refused=st.lists(st.builds(Refused, st.just("events"), NAME, NATURAL, NAME), max_size=2).map(tuple),
 )
 
 
@@ -223,10 +224,18 @@ def test_a_format_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     assert check_format("protobuf") == "protobuf"
     with pytest.raises(ConfigError, match="expected one of json, msgpack, protobuf"):
         check_format("xml")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert formats() == ("json", "msgpack")
-    with pytest.raises(ConfigError, match="tinymlops\\[protobuf\\]"):
-        check_format("protobuf")
+
+    def broken(name: str) -> None:
+        raise OSError(5, "Input/output error")
+
+    for find in (lambda name: None, broken):
+        _has_protobuf.cache_clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.util, "find_spec", find)
+            assert formats() == ("json", "msgpack")
+            with pytest.raises(ConfigError, match="tinymlops\\[protobuf\\]"):
+                check_format("protobuf")
+    assert formats() == ("json", "msgpack", "protobuf")  # a disk that did not answer is asked again
 
 
 def test_protobuf_is_imported_when_it_is_used_and_not_before() -> None:

@@ -318,5 +318,5 @@ def test_anything_at_all_may_come_down(tmp_path: Path, batches: list[list[Any]])
 
 def test_every_command_says_what_it_takes() -> None:
     assert check_args("capture", {"windows": 3}) == {"model": "", "windows": 3}
-    with pytest.raises(WireError, match="known: ping, sync_now"):
+    with pytest.raises(WireError, match="known: ping, rotate_key, sync_now"):
         check_args("no_such", {})

@@ -134,3 +134,15 @@ def test_reading_while_another_thread_predicts_sees_whole_numbers(tmp_path: Path
     thread.join()
     assert seen == sorted(seen) and pipeline.metrics.rollup()["windows"] == 3000
     assert sum(pipeline.metrics.histogram("run").counts) == 3000
+
+
+def test_a_system_that_does_not_say_what_the_process_takes_costs_no_summary(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise OSError(5, "Input/output error", "/proc/self/stat")
+
+    monkeypatch.setattr("psutil.Process", broken)
+    metrics = Metrics(("a",), ManualClock())
+    snapshot = metrics.snapshot()
+    assert snapshot["rss_bytes"] is None and snapshot["cpu_percent"] is None and snapshot["windows"] == 0
+    monkeypatch.undo()
+    assert metrics.snapshot()["rss_bytes"] > 0  # type: ignore[operator]

@@ -9,6 +9,7 @@ import psutil
 import pytest
 from clocks import ManualClock
 from tinylcm.clock import SystemClock
+from tinylcm.errors import DeviceError
 from tinylcm.system import SystemProbe
 
 PI = "sys/devices/platform/soc/soc:firmware/get_throttled"
@@ -101,3 +102,17 @@ def test_frequency_and_uptime(tmp_path: Path) -> None:
     found = probe.read()
     assert found.cpu_frequency_hz == 1.5e9
     assert found.uptime_s == 1000.0
+
+
+def test_a_system_that_does_not_say_what_the_process_takes_is_a_device_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise OSError(5, "Input/output error", "/proc/self/stat")
+
+    monkeypatch.setattr("psutil.Process", broken)
+    probe = SystemProbe(tmp_path, ManualClock())
+    with pytest.raises(DeviceError, match="does not say what this process takes"):
+        probe.read()
+    monkeypatch.undo()
+    assert probe.read().rss_bytes > 0

@@ -12,7 +12,6 @@ from kit import EPOCH, Web, alarm, make_web, record, request, summary
 from models import make_package, make_signer
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from tinylcm import wire
-from tinylcm.keys import pin_root
 from tinysphere.app import ROUTES
 from tinysphere.routes.table import Route
 
@@ -22,7 +21,7 @@ PACKAGE = make_package()
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[Web]:
     made = make_web(tmp_path, json_bytes_max=10_000, sync_bytes_max=50_000, package_bytes_max=100_000)
-    pin_root(made.kit.roots, make_signer().keyset.root)
+    made.kit.pin()
     with made.client:
         yield made
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from kit import NOW, Kit, make_kit
-from tinysphere import auth
+from tinysphere import audit, auth
 from tinysphere.db import rows
 from tinysphere.errors import ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
 
@@ -85,7 +85,10 @@ def test_a_session_ends_by_time_by_sign_out_and_with_its_token(kit: Kit) -> None
 def test_changes_are_written_down(kit: Kit) -> None:
     kit.token("viewer")
     kit.join()
-    entries = auth.list_audit(kit.db, 1 << 60, 10)
+    entries = audit.list_audit(kit.db, 1 << 60, 10)
     assert [entry.what for entry in entries] == ["join.create", "token.create"]
-    assert kit.db.read(lambda connection: rows(connection, "SELECT secret_sha256 FROM join_token"))[0][0] != ""
+    assert (
+        kit.db.read(lambda connection: rows(connection, "SELECT secret_sha256 FROM join_token"))[0]["secret_sha256"]
+        != ""
+    )
     assert len(auth.list_tokens(kit.db)) == 1

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from fleet import Sphere, build_activity, device_config, enrol, make_keys, sphere
+from fleet import Sphere, build_activity, device_config, enrol, make_keys, run, sphere
 from playwright.sync_api import Page, sync_playwright
 from tinylcm import Device
 
@@ -136,3 +136,20 @@ def test_signing_out_and_back_is_possible_by_hand(server: Sphere, page: Page) ->
     page.wait_for_url("**/login")
     page.goto(f"{server.url}/devices")
     page.wait_for_url("**/login?next=%2Fdevices")
+
+
+def test_a_person_signs_in_with_a_name_and_a_password(page: Page, server: Sphere, tmp_path: Path) -> None:
+    data, typed = ["--data", str(server.data)], "correct horse battery\n"
+    run("person", "create", "ada@example.org", "--role", "viewer", *data, stdin=typed)
+    page.goto(f"{server.url}/devices")
+    page.wait_for_url("**/login?next=%2Fdevices")
+    page.fill("#name", "ada@example.org")
+    page.fill("#password", "wrong horse battery")
+    page.click("button")
+    assert "is not right" in page.inner_text("[role=alert]")
+    page.fill("#name", "ada@example.org")
+    page.fill("#password", "correct horse battery")
+    page.screenshot(path=tmp_path / "sign-in.png")
+    page.click("button")
+    page.wait_for_url("**/devices")
+    assert "ada@example.org" in page.inner_text("body")

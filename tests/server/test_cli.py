@@ -3,98 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import stat
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fleet import Sphere, device_config, enrol, make_certificate, make_keys, run_cli, sphere
-from tinylcm import ConfigError, Device, ServerError
+from fleet import Sphere, device_config, enrol, make_keys, run, sphere
+from tinylcm import Device, ServerError
 from tinylcm.identity import Join
-from tinysphere.cli import main, make_parser
+from tinysphere.cli import make_parser
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Sphere]:
     with sphere(tmp_path) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def own_umask() -> Iterator[None]:
-    """The commands close the folder to others for their whole process; here that is ours."""
-    before = os.umask(0o022)
-    yield
-    os.umask(before)
-
-
-def run(*arguments: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "tinysphere.cli", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={**os.environ, **environment},
-    )
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    return result
-
-
-def test_tokens_are_made_listed_and_revoked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = ["--data", str(tmp_path / "s")]
-    assert main(["token", "create", *data, "--role", "viewer", "--name", "ada", "--json"]) == 0
-    made = json.loads(capsys.readouterr().out)
-    assert made["token"].startswith("ts_") and made["role"] == "viewer"
-    assert main(["token", "list", *data]) == 0
-    listed = capsys.readouterr().out
-    assert "ada" in listed and made["token"] not in listed
-    assert main(["token", "revoke", made["id"], *data]) == 0
-    capsys.readouterr()
-    assert main(["token", "revoke", "none", *data]) == 1
-    assert "no live token" in capsys.readouterr().err
-    assert stat.S_IMODE((tmp_path / "s" / "tinysphere.db").stat().st_mode) == 0o600
-
-
-def test_join_strings_are_made_beside_a_running_server(server: Sphere, tmp_path: Path) -> None:
-    keys = make_keys(tmp_path / "keys")
-    join = Join.parse(server.join(keys / "root.pub"))
-    assert join.url == server.url and join.root.startswith("sha256:")
-    assert len(list((server.data / "roots").glob("*.pub"))) == 1
-    arguments = ["join", "create", "--data", str(server.data), "--url", "nowhere", "--root", str(keys / "root.pub")]
-    assert "no http(s) address" in run(*arguments, code=2).stderr
-
-
-def test_a_server_keeps_to_this_machine_unless_told(tmp_path: Path) -> None:
-    data = str(tmp_path / "s")
-    refused = run("serve", "--host", "0.0.0.0", "--port", "0", "--data", data, code=2)
-    assert "--insecure" in refused.stderr and refused.stderr.count("\n") == 1
-    (tmp_path / "x.pem").write_text("no certificate")
-    noise = str(tmp_path / "x.pem")
-    assert "no certificate" in run("serve", "--data", data, "--tls-cert", noise, "--tls-key", noise, code=2).stderr
-    assert "belong together" in run("serve", "--data", data, "--tls-cert", "x.pem", code=2).stderr
-
-
-def test_one_folder_has_one_server_and_one_port_one_listener(server: Sphere, tmp_path: Path) -> None:
-    assert "another TinySphere serves" in run("serve", "--port", "0", "--data", str(server.data), code=2).stderr
-    other = run("serve", "--port", str(server.port), "--data", str(tmp_path / "other"), code=2)
-    assert "cannot listen" in other.stderr
-    assert "cannot listen" in run("serve", "--port", "99999", "--data", str(tmp_path / "other"), code=2).stderr
-
-
-def test_a_server_stops_when_it_is_told(server: Sphere) -> None:
-    assert server.process is not None
-    start = time.monotonic()
-    server.process.terminate()
-    assert server.process.wait(15) in (0, -15)
-    assert time.monotonic() - start < 12
 
 
 def test_data_scientists_and_engineers_work_over_http(server: Sphere, tmp_path: Path, activity: Path) -> None:
@@ -186,43 +109,6 @@ def test_secrets_are_never_in_the_log(server: Sphere, tmp_path: Path) -> None:
     log = (tmp_path / "server.log").read_text()
     for secret in (server.token, identity.secret, Join.parse(join).token):
         assert secret not in log
-
-
-def test_tls_with_an_authority_that_the_join_string_pins(tmp_path: Path) -> None:
-    cert, key = make_certificate(tmp_path)
-    keys = make_keys(tmp_path / "keys")
-    data = tmp_path / "server"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tinysphere.cli", "serve", "--port", "0", "--data", str(data), "--tls-cert", str(cert),
-         "--tls-key", str(key)],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        url = process.stdout.readline().split()[-1]
-        assert url.startswith("https://")
-        arguments = ["join", "create", "--data", str(data), "--url", url, "--root", str(keys / "root.pub")]
-        join = run_cli("tinysphere.cli", *arguments, "--ca", str(cert))["join"]
-        config = device_config(tmp_path / "device")
-        assert enrol(config, join).device_id
-        with Device.open(config, background=False) as device:
-            assert device.sync() == 0
-        other = run_cli("tinysphere.cli", *arguments, "--ca", str(cert))["join"]
-        pin = other.index("ca=sha256:") + len("ca=sha256:")
-        forged = other[:pin] + ("0" if other[pin] != "0" else "1") + other[pin + 1 :]
-        with pytest.raises(ServerError, match="another server"):
-            enrol(device_config(tmp_path / "two"), forged)
-        unpinned = run_cli("tinysphere.cli", *arguments)["join"]
-        with pytest.raises(ServerError, match="cannot be reached"):
-            enrol(device_config(tmp_path / "three"), unpinned)  # the system does not know this authority
-        plain = replace(Join.parse(unpinned), url=url.replace("https://127.0.0.1", "http://192.0.2.9"))
-        with pytest.raises(ConfigError, match="--insecure"):
-            enrol(device_config(tmp_path / "four"), plain.format())
-    finally:
-        process.terminate()
-        process.wait(15)
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 def test_wrong_usage_exits_2() -> None:

@@ -10,14 +10,15 @@ import pytest
 from fleet import Sphere, sphere
 from models import make_package, make_signer
 from scripted import Reply, scripted_server
-from tinylcm.keys import pin_root
+from tinylcm.keys import write_public
 from tinysphere.client import Client, ClientError
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Sphere]:
     with sphere(tmp_path) as running:
-        pin_root(running.data / "roots", make_signer().keyset.root)
+        write_public(tmp_path / "root.pub", make_signer().keyset.root)
+        running.trust(tmp_path / "root.pub")
         yield running
 
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit import NOW, Kit, make_kit
+from kit import NOW, Kit, make_kit, record
 from models import make_package
+from tinylcm.requires import Requires
 from tinysphere import deployments, fleet
 from tinysphere.errors import BadRequestError, ForbiddenError, NotFoundError
 
@@ -74,3 +75,38 @@ def test_deployments_are_listed_newest_first(kit: Kit) -> None:
     page = deployments.list_deployments(kit.db, None, 2)
     rest = deployments.list_deployments(kit.db, page.next, 2)
     assert [item.id for item in (*page.items, *rest.items)] == numbers[::-1]
+
+
+def state_of(kit: Kit, deployment: int) -> list[tuple[str, str]]:
+    return [(item.state, item.reason) for item in deployments.get_deployment(kit.db, deployment).devices]
+
+
+def test_a_package_is_never_offered_to_a_device_that_cannot_run_it_and_the_reason_is_shown(kit: Kit) -> None:
+    kit.upload(make_package(version="3.0.0", requires=Requires(ram_mb=512, machine=("aarch64",))))
+    device = kit.enrol()
+    first, third = kit.deploy("1.0.0"), kit.deploy("3.0.0")
+    small = {"ram_bytes": 128 << 20, "machine": "armv7l", "backends": ["onnx"]}
+    answer = kit.sync(device, capabilities=small)
+    assert [model.version for model in answer.desired.models] == ["1.0.0"]  # type: ignore[union-attr]
+    assert state_of(kit, first.id) == [("offered", "")]
+    ((state, reason),) = state_of(kit, third.id)
+    assert state == "unfit" and "ram_mb 512, the device has 128" in reason and "machine aarch64" in reason
+    with pytest.raises(ForbiddenError):
+        deployments.check_may_fetch(kit.db, device, deployments.get_deployment(kit.db, third.id).sha256)
+    large = {"ram_bytes": 1 << 30, "machine": "aarch64", "backends": ["onnx"]}
+    answer = kit.sync(device, capabilities=large)  # more memory was put in
+    assert [model.version for model in answer.desired.models] == ["3.0.0"]  # type: ignore[union-attr]
+    assert state_of(kit, third.id) == [("offered", "")]
+    kit.sync(device, capabilities={**large, "backends": ["tflite"]})
+    assert "backend onnx" in state_of(kit, third.id)[0][1]
+
+
+def test_what_a_device_has_said_of_a_deployment_stays(kit: Kit) -> None:
+    device = kit.enrol()
+    kit.upload(make_package(version="3.0.0", requires=Requires(cpus=2)))
+    third = kit.deploy("3.0.0")
+    kit.sync(device, capabilities={"cpus": 4})
+    said = {"deployment": third.id, "state": "confirmed", "model": "gesture", "version": "3.0.0"}
+    kit.sync(device, events=[record(1, "deployment", said)])
+    kit.sync(device, capabilities={"cpus": 1})
+    assert state_of(kit, third.id) == [("confirmed", "")]

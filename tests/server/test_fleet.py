@@ -99,3 +99,21 @@ def test_a_change_must_name_the_state_it_is_based_on(kit: Kit) -> None:
 def test_labels_that_no_selector_could_name_are_refused(kit: Kit, labels: dict) -> None:
     with pytest.raises(InvalidError, match="labels"):
         fleet.patch_device(kit.db, kit.enrol(), fleet.DevicePatch(labels=labels), "*", "me", NOW)
+
+
+def test_a_place_is_set_and_taken_away_and_never_half(kit: Kit) -> None:
+    device = kit.enrol()
+    change = lambda **fields: fleet.patch_device(kit.db, device, fleet.DevicePatch(**fields), "*", "me", NOW)  # noqa: E731
+    assert fleet.get_device(kit.db, device, NOW).latitude is None
+    there = change(latitude=52.5, longitude=13)
+    assert (there.latitude, there.longitude) == (52.5, 13.0)
+    assert change(name="n").latitude == 52.5
+    assert change(latitude=None, longitude=None).longitude is None
+    for wrong in (
+        {"latitude": 1.0},
+        {"latitude": 1.0, "longitude": None},
+        {"latitude": 90.1, "longitude": 0.0},
+        {"latitude": float("nan"), "longitude": 0.0},
+    ):
+        with pytest.raises(InvalidError, match="latitude"):
+            change(**wrong)

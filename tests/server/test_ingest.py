@@ -28,7 +28,7 @@ def device(kit: Kit) -> str:
 
 
 def stored(kit: Kit, sql: str) -> list[tuple]:
-    return [tuple(found) for found in kit.db.read(lambda connection: rows(connection, sql))]
+    return [tuple(found.values()) for found in kit.db.read(lambda connection: rows(connection, sql))]
 
 
 def test_resent_records_count_once_and_are_acknowledged_again(kit: Kit, device: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from kit import NOW, Kit, make_kit
-from models import make_package, make_signer
+from models import linear_model, make_package, make_signer, manifest_of
 from tinylcm.errors import ModelError
+from tinylcm.package import build_package
 from tinysphere import registry
 from tinysphere.errors import ConflictError, InvalidError, NotFoundError
 
@@ -23,7 +25,7 @@ def kit(tmp_path: Path) -> Iterator[Kit]:
 def test_an_upload_is_kept_by_its_hash_and_the_same_again_changes_nothing(kit: Kit) -> None:
     first, again = kit.upload(), kit.upload()
     assert first == again and first.version == "1.0.0"
-    path = registry.package_path(kit.db, kit.store, first.sha256)
+    path = kit.store.local(first.sha256)
     assert path.read_bytes() == make_package()
     assert path.stat().st_mode & 0o077 == 0
     assert [model.name for model in registry.list_models(kit.db, None, 10).items] == ["gesture"]
@@ -61,7 +63,41 @@ def test_a_package_of_another_model_and_what_was_never_uploaded(kit: Kit) -> Non
     for ask in (
         lambda: registry.get_model(kit.db, "x"),
         lambda: registry.get_version(kit.db, "gesture", "9"),
-        lambda: registry.package_path(kit.db, kit.store, "0" * 64),
+        lambda: registry.check_package(kit.db, "0" * 64),
     ):
         with pytest.raises(NotFoundError):
             ask()
+
+
+LIMITS = registry.ProbeLimits(60.0, 4 << 30)
+
+
+def upload(kit: Kit, data: bytes, limits: registry.ProbeLimits | None = LIMITS) -> registry.ModelVersionView:
+    kit.pin()
+    return kit.register(data, limits)
+
+
+def test_an_upload_is_tried_in_a_child_process_before_it_is_accepted(kit: Kit) -> None:
+    view = upload(kit, make_package(version="1.0.0"))
+    assert float(str(view.probe["latency_us"])) > 0 and view.probe["windows"] == 1
+    with pytest.raises(ModelError, match="golden window 0"):
+        upload(kit, make_package(version="2.0.0", wrong_golden=True))
+    with pytest.raises(ModelError, match="cannot load the model"):
+        upload(kit, make_package(version="3.0.0", model=b"\x08\x08" + b"\xff" * 300))
+    with pytest.raises(ModelError, match=r"probe within|memory|probe failed|crashed"):
+        upload(kit, make_package(version="4.0.0"), registry.ProbeLimits(60.0, 64 << 20))
+    assert [item.version for item in registry.get_model(kit.db, "gesture").versions] == ["1.0.0"]
+    assert "no uploads" in str(upload(kit, make_package(version="5.0.0"), None).probe)
+
+
+def test_a_server_without_the_engine_says_so_and_takes_it(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "capabilities", lambda: {"backends": ["linear"]})
+    view = upload(kit, make_package())
+    assert "no engine for onnx" in str(view.probe["skipped"])
+
+
+def test_the_lineage_is_what_the_publisher_has_said(kit: Kit) -> None:
+    lineage = {"run_id": "r1", "git_commit": "abc", "data_sha256": "0" * 64}
+    manifest = replace(manifest_of(), metadata={**lineage, "note": "x"})
+    view = upload(kit, build_package(manifest, {"model.onnx": linear_model()}, make_signer()))
+    assert view.lineage == lineage and view.metadata["note"] == "x"

@@ -22,7 +22,9 @@ import tinylcm.device
 import tinylcm.sources
 from tinylcm import Device, TinyLCMError
 from tinylcm.backends.linear import LinearBackend
+from tinylcm.files import read_bounded
 from tinylcm.journal import Journal
+from tinylcm.manifest import PACKAGE_BYTES_MAX
 from tinylcm.types import Stream
 
 RECORD_TYPE = "torture"
@@ -76,7 +78,10 @@ def live(config: str, second: str) -> None:
             predicted += 1
         attempt(lambda: settle(device.journal, "events"))
     attempt(lambda: settle(device.journal, "details"))
-    if model is not None and attempt(lambda: device.agent.install(Path(second).read_bytes())) is not None:
+    if (
+        model is not None
+        and attempt(lambda: device.agent.install(read_bounded(Path(second), PACKAGE_BYTES_MAX))) is not None
+    ):
         say("installed", model.manifest.version)
     for number in range(STEPS, 2 * STEPS):
         attempt(lambda number=number: append(device.journal, "events", number))  # type: ignore[misc]

@@ -19,15 +19,36 @@ from tinylcm.keys import init_keys
 from tinysphere.client import Client
 
 
-def run_cli(module: str, *arguments: str) -> dict[str, Any]:
+def run_cli(module: str, *arguments: str, **environment: str) -> dict[str, Any]:
     """Run one of our commands with --json; its answer."""
     result = subprocess.run(
-        [sys.executable, "-m", module, *arguments, "--json"], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", module, *arguments, "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env={**os.environ, **environment},
     )
     assert result.returncode == 0, result.stderr
     answer = json.loads(result.stdout)
     assert isinstance(answer, dict)
     return answer
+
+
+def run(*arguments: str, code: int = 0, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `tinysphere` as a person does: its exit code must be the one given, and there is no traceback."""
+    result = subprocess.run(
+        [sys.executable, "-m", "tinysphere.cli", *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={**os.environ, **environment},
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
@@ -50,16 +71,29 @@ class Sphere:
     port: int = 0
     url: str = ""
     token: str = ""
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+    arguments: tuple[str, ...] = ()
     process: subprocess.Popen[str] | None = field(default=None, repr=False)
     _client: Client | None = field(default=None, repr=False)
 
     def start(self) -> Sphere:
         with (self.data.parent / "server.log").open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tinysphere.cli", "serve", "--port", str(self.port), "--data", str(self.data)],
+                [
+                    sys.executable,
+                    "-m",
+                    "tinysphere.cli",
+                    "serve",
+                    "--port",
+                    str(self.port),
+                    "--data",
+                    str(self.data),
+                    *self.arguments,
+                ],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env={**os.environ, **self.environment},
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -68,7 +102,7 @@ class Sphere:
         self.port = int(self.url.rsplit(":", 1)[1])
         if not self.token:
             arguments = ("token", "create", "--data", str(self.data), "--role", "admin")
-            self.token = run_cli("tinysphere.cli", *arguments)["token"]
+            self.token = run_cli("tinysphere.cli", *arguments, **self.environment)["token"]
         return self
 
     def kill(self) -> None:
@@ -97,10 +131,14 @@ class Sphere:
             self._client = Client(self.url, self.token)
         return self._client
 
+    def trust(self, root: Path) -> None:
+        """Let a publisher's packages be uploaded."""
+        run_cli("tinysphere.cli", "trust", str(root), "--data", str(self.data), **self.environment)
+
     def join(self, root: Path, uses: int = 1) -> str:
         answer = run_cli(
             "tinysphere.cli", "join", "create", "--data", str(self.data), "--url", self.url,
-            "--root", str(root), "--uses", str(uses),
+            "--root", str(root), "--uses", str(uses), **self.environment,
         )  # fmt: skip
         return str(answer["join"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,8 @@ from typing import Any
 from clocks import ManualClock
 from models import make_package, make_signer
 from starlette.testclient import TestClient
-from tinylcm.keys import pin_root
 from tinylcm.wire import Anchor, SyncRequest, SyncResponse, encode
-from tinysphere import auth, deployments, fleet, ingest, registry
+from tinysphere import auth, deployments, fleet, ingest, registry, trust
 from tinysphere.app import create_app
 from tinysphere.config import ServerConfig
 from tinysphere.db import Database
@@ -21,6 +20,16 @@ from tinysphere.store import FolderStore
 
 EPOCH = "00000000000000aa"
 NOW = 1_800_000_000.0
+
+
+class Switch:
+    """Which database the rooms of the next test stand on: see tests/server/conftest.py."""
+
+    def __init__(self) -> None:
+        self.url: Callable[[], str] = lambda: ""  # SQLite, in the test's folder
+
+
+DATABASE = Switch()
 
 
 @dataclass
@@ -32,9 +41,9 @@ class Kit:
     store: FolderStore
     clock: ManualClock
 
-    @property
-    def roots(self) -> Path:
-        return self.folder / "roots"
+    def pin(self) -> str:
+        """Trust the tests' publisher."""
+        return trust.pin(self.db, make_signer().keyset.root, "test", NOW)
 
     def token(self, role: str = "admin", **changes: object) -> str:
         return auth.create_token(self.db, auth.TokenRequest(role, **changes), "test", self.clock.wall_s()).token  # type: ignore[arg-type]
@@ -47,14 +56,19 @@ class Kit:
         return fleet.enrol(self.db, request, self.clock.wall_s())[0].device_id
 
     def upload(self, data: bytes | None = None, name: str = "gesture") -> registry.ModelVersionView:
-        pin_root(self.roots, make_signer().keyset.root)
+        self.pin()
+        return self.register(make_package() if data is None else data, name=name)
+
+    def register(
+        self, data: bytes, limits: registry.ProbeLimits | None = None, name: str = "gesture"
+    ) -> registry.ModelVersionView:
+        """Upload a package of whoever made it; by default it is not tried."""
         upload = self.store.begin(1 << 20)
         try:
-            upload.write(make_package() if data is None else data)
-            view, _ = registry.add_version(self.db, self.store, self.roots, name, upload, "test", self.clock.wall_s())
+            upload.write(data)
+            return registry.add_version(self.db, self.store, limits, name, upload, "test", self.clock.wall_s())[0]
         finally:
             upload.close()
-        return view
 
     def deploy(self, version: str = "1.0.0", selector: str = "all") -> deployments.DeploymentView:
         request = deployments.DeploymentRequest("gesture", version, selector)
@@ -63,6 +77,11 @@ class Kit:
 
     def sync(self, device: str, **changes: object) -> SyncResponse:
         return ingest.sync(self.db, device, request(**changes), self.clock.wall_s(), 30.0)
+
+
+def digest_of(secret: str) -> str:
+    """What the server keeps of a secret."""
+    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def request(**changes: object) -> SyncRequest:
@@ -132,7 +151,7 @@ def minute(number: int, values: list[float], **changes: object) -> dict[str, obj
 
 def make_kit(folder: Path, **limits: object) -> Kit:
     """Open the rooms on a folder."""
-    db = Database(folder / "tinysphere.db", **limits)  # type: ignore[arg-type]
+    db = Database(DATABASE.url() or folder / "tinysphere.db", **limits)  # type: ignore[arg-type]
     return Kit(folder, db, FolderStore(folder / "blobs"), ManualClock(wall_s=NOW - 1000))
 
 
@@ -157,7 +176,7 @@ class Web:
 def make_web(folder: Path, **changes: object) -> Web:
     """An application on a folder; use its client as a context manager."""
     clock = ManualClock(wall_s=NOW - 1000)
-    app = create_app(ServerConfig(folder, **changes), clock)  # type: ignore[arg-type]
+    app = create_app(ServerConfig(folder, database=DATABASE.url(), **changes), clock)  # type: ignore[arg-type]
     server = app.state.server
     kit = Kit(folder, server.db, server.store, clock)
     return Web(TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False), kit)

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tinylcm.keys import KeySet, PrivateKey, ReleaseKey, Signer, Trust, fingerprint
 from tinylcm.manifest import Golden, InputSpec, Manifest, WindowSpec
 from tinylcm.package import build_package
+from tinylcm.requires import Requires
 
 YEAR_2100 = 4_102_444_800
 
@@ -105,9 +106,10 @@ def make_package(
     bias: float = 0.0,
     wrong_golden: bool = False,
     security_counter: int = 0,
+    requires: Requires | None = None,
 ) -> bytes:
     """A signed package of a linear model of 3 channels and 2 labels."""
-    manifest = replace(manifest_of(name, version), security_counter=security_counter)
+    manifest = replace(manifest_of(name, version), security_counter=security_counter, requires=requires or Requires())
     members = {"model.onnx": model if model is not None else linear_model(bias=bias)}
     if wrong_golden:
         manifest = replace(manifest, golden=Golden(1, 1e-4, ((0.123, 0.877),)))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clocks import ManualClock
 from models import make_package, make_signer, write_keys
-from tinylcm import Device, agent
+from tinylcm import Device, installer
 from tinylcm.config import DeviceConfig, JournalConfig, TrialConfig
 from tinylcm.files import fsync_folder
 from tinylcm.journal import Journal, JournalLimits
@@ -109,12 +109,12 @@ def configure(folder: Path) -> DeviceConfig:
 @contextmanager
 def probed_here() -> Iterator[None]:
     """The golden windows run in this process: the child would change no file either."""
-    real = agent.probe
-    agent.probe = lambda path, **limits: check_golden(load_package(path, None))  # type: ignore[assignment]
+    real = installer.probe
+    installer.probe = lambda path, **limits: check_golden(load_package(path, None))  # type: ignore[assignment]
     try:
         yield
     finally:
-        agent.probe = real
+        installer.probe = real
 
 
 def predict(device: Device) -> str:

@@ -136,7 +136,8 @@ def with_members(*members: dict[str, Any], body: bytes = b"") -> bytes:
     ],
 )  # fmt: skip
 def test_a_member_with_a_hostile_name_is_refused_by_name(name: str) -> None:
-    assert "is not a member a package may have" in refusal(with_members(member(name), body=b"x"))
+    said = "holds a NUL character" if "\0" in name else "is not a member a package may have"
+    assert said in refusal(with_members(member(name), body=b"x"))
 
 
 @pytest.mark.parametrize("link", [{"link": "/etc/passwd"}, {"linkname": "../x"}, {"type": "symlink"}, {"mode": 0o4755}])

@@ -18,7 +18,7 @@ import pytest
 from cuts import Cutter, Killed
 from models import make_package, make_signer, write_keys
 from scripted import Reply, Request, scripted_server
-from tinylcm import Device, agent
+from tinylcm import Device, installer
 from tinylcm.config import DeviceConfig, ServerConfig, TrialConfig
 from tinylcm.errors import ModelError
 from tinylcm.identity import Identity, save_identity
@@ -153,7 +153,7 @@ def check(data: Path, story: str, step: str) -> None:
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     if not FULL:
-        monkeypatch.setattr(agent, "probe", lambda path, **_: check_golden(load_package(path, None)))
+        monkeypatch.setattr(installer, "probe", lambda path, **_: check_golden(load_package(path, None)))
 
 
 @pytest.fixture(params=STORIES)

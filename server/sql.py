@@ -1,0 +1,213 @@
+"""One way to talk to SQLite and to PostgreSQL: the same statements, with `?` for values and rows read by name.
+
+What both databases understand is written once, by whoever needs it. The few things that they do not share are
+methods here: bulk inserts, locks and the meaning of errors.
+"""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+from .errors import BusyError, StorageError, TinySphereError
+
+Value: TypeAlias = "str | int | float | bytes | None"
+Row: TypeAlias = "Mapping[str, Any]"
+UNREACHABLE: Final = "the database cannot be reached; nothing was stored, resending is safe"
+COPY_MIN: Final = 20  # rows from which on COPY through a temporary table is quicker than one statement a row
+_STORAGE_CODES: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
+
+
+class Changed(Protocol):
+    """What a statement did."""
+
+    @property
+    def rowcount(self) -> int:
+        """Rows that were changed."""
+
+
+class Connection(Protocol):
+    """A connection in a transaction. Statements use `?` for values and what both databases understand."""
+
+    @property
+    def kind(self) -> str:
+        """`sqlite` or `postgresql`."""
+
+    def execute(self, sql: str, values: Sequence[Value] = ()) -> Changed:
+        """Run one statement."""
+
+    def executemany(self, sql: str, values: Sequence[Sequence[Value]]) -> None:
+        """Run one statement for many rows of values."""
+
+    def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        """All rows of a query, by column name; the query bounds their number."""
+
+    def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Value]]) -> None:
+        """Insert many rows; those whose key is there already are left out."""
+
+    def lock(self, name: str) -> None:
+        """Keep other processes from the same lock until the transaction ends. SQLite has one writer anyway."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open."""
+
+    def is_broken(self) -> bool:
+        """Whether it will never work again and has to be opened anew."""
+
+
+def rows(connection: Connection, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+    """All rows of a query, readable by column name; the query bounds their number."""
+    return connection.rows(sql, values)
+
+
+def row(connection: Connection, sql: str, values: Sequence[Value] = ()) -> Row | None:
+    """The first row of a query, or None."""
+    found = connection.rows(sql, values)
+    return found[0] if found else None
+
+
+class _Sqlite:
+    """SQLite's, through the standard library."""
+
+    kind = "sqlite"
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self.raw = raw
+
+    def execute(self, sql: str, values: Sequence[Value] = ()) -> Changed:
+        return self.raw.execute(sql, values)
+
+    def executemany(self, sql: str, values: Sequence[Sequence[Value]]) -> None:
+        self.raw.executemany(sql, values)
+
+    def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        cursor = self.raw.execute(sql, values)
+        names = [column[0] for column in cursor.description or ()]
+        return [dict(zip(names, found, strict=True)) for found in cursor.fetchall()]
+
+    def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Value]]) -> None:
+        self.raw.executemany(_insert_sql(table, tuple(columns), "?"), values)
+
+    def lock(self, name: str) -> None:
+        pass
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.raw.in_transaction
+
+    def is_broken(self) -> bool:
+        return False
+
+
+class _Postgres:
+    """PostgreSQL's, through psycopg 3."""
+
+    kind = "postgresql"
+
+    def __init__(self, raw: Any) -> None:
+        from psycopg.rows import dict_row
+
+        self.raw = raw
+        self._cursor = raw.cursor(row_factory=dict_row)
+
+    def execute(self, sql: str, values: Sequence[Value] = ()) -> Changed:
+        return cast("Changed", self._cursor.execute(_format(sql), values))
+
+    def executemany(self, sql: str, values: Sequence[Sequence[Value]]) -> None:
+        if values:
+            self._cursor.executemany(_format(sql), values)
+
+    def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
+        return cast("list[Row]", self._cursor.execute(_format(sql), values).fetchall())
+
+    def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Value]]) -> None:
+        if len(values) < COPY_MIN:
+            self.executemany(_insert_sql(table, tuple(columns), "?"), values)
+            return
+        # COPY knows no ON CONFLICT: it fills a temporary table of this session, and that is inserted as a whole.
+        names, incoming = ", ".join(columns), f"incoming_{table}"
+        self._cursor.execute(
+            f"CREATE TEMPORARY TABLE IF NOT EXISTS {incoming} ON COMMIT DELETE ROWS"  # noqa: S608
+            f" AS SELECT {names} FROM {table} WITH NO DATA"
+        )
+        with self._cursor.copy(f"COPY {incoming} ({names}) FROM STDIN") as copy:
+            for item in values:
+                copy.write_row(item)
+        self._cursor.execute(
+            f"INSERT INTO {table} ({names}) SELECT {names} FROM {incoming} ON CONFLICT DO NOTHING"  # noqa: S608
+        )
+        self._cursor.execute(f"TRUNCATE {incoming}")
+
+    def lock(self, name: str) -> None:
+        self._cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
+
+    @property
+    def in_transaction(self) -> bool:
+        from psycopg.pq import TransactionStatus
+
+        return self.raw.info.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR)
+
+    def is_broken(self) -> bool:
+        return bool(self.raw.closed or self.raw.broken)
+
+
+def wrap(kind: str, raw: Any) -> Connection:
+    """A driver's connection as one of ours."""
+    return _Sqlite(raw) if kind == "sqlite" else _Postgres(raw)
+
+
+@functools.lru_cache(512)
+def _format(sql: str) -> str:
+    return sql.replace("%", "%%").replace("?", "%s")
+
+
+@functools.lru_cache(256)
+def _insert_sql(table: str, columns: tuple[str, ...], mark: str) -> str:
+    marks = ", ".join([mark] * len(columns))
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608
+
+
+def is_database_error(error: BaseException) -> bool:
+    """Whether a database's driver raised it."""
+    return isinstance(error, sqlite3.Error) or _psycopg_error(error) is not None
+
+
+def _psycopg_error(error: BaseException) -> Any:
+    """It, if psycopg raised it: looked at by name, so that who uses SQLite needs no psycopg."""
+    modules = {kind.__module__.partition(".")[0] for kind in type(error).__mro__}
+    return error if "psycopg" in modules else None
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether two transactions of two processes stood in each other's way: to be tried again."""
+    found = _psycopg_error(error)
+    return found is not None and getattr(found, "sqlstate", None) in ("40001", "40P01", "55P03")
+
+
+def storage_error(error: BaseException) -> TinySphereError | None:
+    """The error to answer when the disk is at fault or the database cannot be had; None for any other reason."""
+    if isinstance(error, OSError):
+        return StorageError(f"the server's disk refuses: {error.strerror}; nothing was stored, free some space")
+    if (found := _psycopg_error(error)) is not None:
+        return _postgres_error(found)
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in _STORAGE_CODES:
+        return StorageError("the server's disk is full or failing; nothing was stored, free some space and resend")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return BusyError("the database is locked by another program; nothing was stored", retry_after_s=2)
+    return None
+
+
+def _postgres_error(error: Any) -> TinySphereError | None:
+    """By SQLSTATE (appendix A of PostgreSQL's manual): its first two characters are the class."""
+    state = getattr(error, "sqlstate", None) or ""
+    if (state.startswith("53") and state != "53300") or state.startswith("58"):
+        return StorageError("the database's disk is full or failing; nothing was stored, free some space and resend")
+    if is_conflict(error):
+        return BusyError("other changes stood in the way; nothing was stored, try again", retry_after_s=1)
+    if state.startswith(("08", "57", "53")) or (not state and type(error).__name__ == "OperationalError"):
+        return BusyError(UNREACHABLE, retry_after_s=5)
+    return None
