@@ -1,4 +1,8 @@
-"""A device and a server that can be told to break the rules."""
+"""A device and a server that can be told to break the rules.
+
+Each fixture imports what it needs itself: scripts/tflite_runtime.sh runs the tests of the backends beside this file, in
+an environment that has neither onnx (its numpy is 1) nor the dependencies of the agent.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from clocks import ManualClock
-from scripted import scripted_server
-from tinylcm import Device
-from tinylcm.config import DeviceConfig, ServerConfig, TrialConfig
-from tinylcm.identity import Identity, save_identity
 
 if TYPE_CHECKING:
     from peer import Peer
-
-# `models` and `peer` need onnx, which the environment of scripts/tflite_runtime.sh does not have (its numpy is 1): they
-# are imported by the fixtures that use them.
+    from tinylcm import Device
+    from tinylcm.config import DeviceConfig
 
 
 @pytest.fixture
@@ -35,6 +34,7 @@ def clock() -> ManualClock:
 @pytest.fixture
 def config(tmp_path: Path) -> DeviceConfig:
     from models import make_signer, write_keys
+    from tinylcm.config import DeviceConfig, ServerConfig, TrialConfig
 
     write_keys(tmp_path / "trust", make_signer())
     return DeviceConfig(tmp_path, server=ServerConfig(timeout_s=5), trial=TrialConfig(windows=5))
@@ -42,6 +42,10 @@ def config(tmp_path: Path) -> DeviceConfig:
 
 @pytest.fixture
 def device(peer: Peer, config: DeviceConfig, clock: ManualClock) -> Iterator[Device]:
+    from scripted import scripted_server
+    from tinylcm import Device
+    from tinylcm.identity import Identity, save_identity
+
     with scripted_server(peer.answer) as (url, _):
         save_identity(config.data / "identity.json", Identity("s" * 64, url, "sha256:" + "0" * 64, "d" + "a" * 12))
         with Device.open(config, clock=clock, background=False) as opened:
