@@ -7,13 +7,11 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -22,10 +20,10 @@ from tinylcm.errors import ConfigError, TinyLCMError
 from tinylcm.files import device_error, read_bounded, write_atomic
 from tinylcm.package import load_package
 
-from . import __version__, host_cli
-from .client import Client, ClientError, Fields
+from . import __version__, host_cli, telemetry_cli
+from .client import ClientError, Fields
 from .errors import StartError, TinySphereError
-from .output import emit
+from .output import client_of, emit, table, when
 from .requestid import RequestIdFilter
 
 CA_BYTES_MAX: Final = 256 << 10
@@ -34,14 +32,6 @@ BUILD_TIMEOUT_S: Final = 600.0
 
 
 # over HTTP ------------------------------------------------------------------------------------------------
-
-
-def _client(arguments: argparse.Namespace) -> Client:
-    url = arguments.server or os.environ.get("TINYSPHERE_URL", "")
-    token = arguments.token or os.environ.get("TINYSPHERE_TOKEN", "")
-    if not url or not token:
-        raise ConfigError("name the server with --server and --token, or by TINYSPHERE_URL and TINYSPHERE_TOKEN")
-    return Client(url, token, ca_file=arguments.ca_file, insecure=arguments.insecure)
 
 
 @contextlib.contextmanager
@@ -71,7 +61,7 @@ def _built(arguments: argparse.Namespace) -> Iterator[Path]:
 
 
 def _upload(arguments: argparse.Namespace) -> None:
-    client = _client(arguments)
+    client = client_of(arguments)
     with _built(arguments) as path:
         name, size = load_package(path, None).manifest.name, path.stat().st_size
         progress = None
@@ -84,29 +74,14 @@ def _upload(arguments: argparse.Namespace) -> None:
 
 
 def _deploy(arguments: argparse.Namespace) -> None:
-    made = _client(arguments).deploy(arguments.model, arguments.version, arguments.selector)
+    made = client_of(arguments).deploy(arguments.model, arguments.version, arguments.selector)
     text = f"deployment {made['id']}: {made['model']} {made['version']} to {made['selector']}"
     emit(arguments, made, text)
 
 
 def _abort(arguments: argparse.Namespace) -> None:
-    made = _client(arguments).abort(arguments.id)
+    made = client_of(arguments).abort(arguments.id)
     emit(arguments, made, f"deployment {made['id']} is {made['state']}")
-
-
-def _table(rows: Sequence[Fields], columns: Mapping[str, Callable[[Fields], object]], empty: str) -> str:
-    if not rows:
-        return empty
-    cells = [[str(column(row)) for column in columns.values()] for row in rows]
-    widths = [max(len(name), *(len(line[i]) for line in cells)) for i, name in enumerate(columns)]
-    lines = [list(columns), *cells]
-    return "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
-def _when(value: object) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(value)) if isinstance(value, int | float) else "-"
 
 
 def _runs(row: Fields) -> str:
@@ -117,20 +92,20 @@ def _runs(row: Fields) -> str:
 
 
 def _devices(arguments: argparse.Namespace) -> None:
-    rows = _client(arguments).devices()
+    rows = client_of(arguments).devices()
     columns: dict[str, Callable[[Fields], object]] = {
         "id": lambda row: row["id"],
         "name": lambda row: row["name"],
         "state": lambda row: "online" if row["online"] else "away",
-        "last seen (UTC)": lambda row: _when(row["last_seen_at"]),
+        "last seen (UTC)": lambda row: when(row["last_seen_at"]),
         "runs": _runs,
         "alarms": lambda row: row["alarms"],
     }
-    emit(arguments, {"items": rows}, _table(rows, columns, "no devices; make a join string: tinysphere join create"))
+    emit(arguments, {"items": rows}, table(rows, columns, "no devices; make a join string: tinysphere join create"))
 
 
 def _device(arguments: argparse.Namespace) -> None:
-    client = _client(arguments)
+    client = client_of(arguments)
     changes: dict[str, object] = {}
     if arguments.label:
         changes["labels"] = _pairs(arguments.label)
@@ -157,49 +132,49 @@ def _pairs(texts: Sequence[str]) -> dict[str, str]:
 
 
 def _group_list(arguments: argparse.Namespace) -> None:
-    rows = _client(arguments).groups()
+    rows = client_of(arguments).groups()
     columns: dict[str, Callable[[Fields], object]] = {
         "name": lambda row: row["name"],
         "devices": lambda row: row["devices"],
         "selector": lambda row: row["selector"],
     }
-    emit(arguments, {"items": rows}, _table(rows, columns, "no groups; make one: tinysphere group set NAME SELECTOR"))
+    emit(arguments, {"items": rows}, table(rows, columns, "no groups; make one: tinysphere group set NAME SELECTOR"))
 
 
 def _group_set(arguments: argparse.Namespace) -> None:
-    made = _client(arguments).set_group(arguments.name, arguments.selector)
+    made = client_of(arguments).set_group(arguments.name, arguments.selector)
     emit(arguments, made, f"group {made['name']}: {made['selector']}, {made['devices']} devices now")
 
 
 def _group_remove(arguments: argparse.Namespace) -> None:
-    gone = _client(arguments).remove_group(arguments.name)
+    gone = client_of(arguments).remove_group(arguments.name)
     emit(arguments, gone, f"group {gone['name']} is removed")
 
 
 def _expect_add(arguments: argparse.Namespace) -> None:
-    made = _client(arguments).announce(arguments.serial, arguments.name, _pairs(arguments.label or []))
+    made = client_of(arguments).announce(arguments.serial, arguments.name, _pairs(arguments.label or []))
     emit(arguments, made, f"{made['serial']} will be {made['name']}")
 
 
 def _expect_list(arguments: argparse.Namespace) -> None:
-    rows = _client(arguments).expected()
+    rows = client_of(arguments).expected()
     columns: dict[str, Callable[[Fields], object]] = {
         "serial": lambda row: row["serial"],
         "name": lambda row: row["name"],
         "came as": lambda row: row["device_id"] or "-",
     }
     emit(
-        arguments, {"items": rows}, _table(rows, columns, "no devices are announced: tinysphere expect add SERIAL NAME")
+        arguments, {"items": rows}, table(rows, columns, "no devices are announced: tinysphere expect add SERIAL NAME")
     )
 
 
 def _expect_remove(arguments: argparse.Namespace) -> None:
-    gone = _client(arguments).withdraw(arguments.serial)
+    gone = client_of(arguments).withdraw(arguments.serial)
     emit(arguments, gone, f"{gone['serial']} is not expected any more")
 
 
 def _fleet_export(arguments: argparse.Namespace) -> None:
-    table = _client(arguments).export_devices()
+    table = client_of(arguments).export_devices()
     if arguments.file is None:
         emit(arguments, {"csv": table}, table.rstrip("\n"))
         return
@@ -209,18 +184,18 @@ def _fleet_export(arguments: argparse.Namespace) -> None:
 
 def _fleet_import(arguments: argparse.Namespace) -> None:
     text = read_bounded(Path(arguments.file), SETTINGS_BYTES_MAX * 4).decode("utf-8-sig", "replace")
-    done = _client(arguments).import_devices(text)
+    done = client_of(arguments).import_devices(text)
     emit(arguments, done, f"{done['announced']} devices announced, {done['changed']} changed")
 
 
 def _models(arguments: argparse.Namespace) -> None:
-    rows = _client(arguments).models()
+    rows = client_of(arguments).models()
     text = "\n".join("  ".join(f"{key}={value}" for key, value in row.items()) for row in rows)
     emit(arguments, {"items": rows}, text or "no models; upload one: tinysphere upload PACKAGE.tlm")
 
 
 def _model_show(arguments: argparse.Namespace) -> None:
-    client = _client(arguments)
+    client = client_of(arguments)
     found = client.model(arguments.model)
     names: dict[object, list[str]] = {}
     for alias in client.aliases(arguments.model):
@@ -229,13 +204,13 @@ def _model_show(arguments: argparse.Namespace) -> None:
     assert isinstance(rows, list)
     columns: dict[str, Callable[[Fields], object]] = {
         "version": lambda row: " ".join([str(row["version"]), *names.get(row["version"], [])]),
-        "uploaded (UTC)": lambda row: _when(row["uploaded_at"]),
+        "uploaded (UTC)": lambda row: when(row["uploaded_at"]),
         "by": lambda row: row["uploaded_by"],
         "size": lambda row: row["size"],
         "lineage": lambda row: " ".join(f"{key}={value}" for key, value in _of(row, "lineage").items()) or "-",
         "probe": lambda row: _probed(_of(row, "probe")),
     }
-    emit(arguments, found, _table(rows, columns, "no versions"))
+    emit(arguments, found, table(rows, columns, "no versions"))
 
 
 def _of(row: Fields, key: str) -> Fields:
@@ -250,7 +225,7 @@ def _probed(probe: Fields) -> str:
 
 
 def _model_compare(arguments: argparse.Namespace) -> None:
-    found = _client(arguments).compare(arguments.model, arguments.a, arguments.b)
+    found = client_of(arguments).compare(arguments.model, arguments.a, arguments.b)
     rows = found["differences"]
     assert isinstance(rows, list)
     columns: dict[str, Callable[[Fields], object]] = {
@@ -258,26 +233,26 @@ def _model_compare(arguments: argparse.Namespace) -> None:
         arguments.a: lambda row: "-" if row["a"] is None else row["a"],
         arguments.b: lambda row: "-" if row["b"] is None else row["b"],
     }
-    emit(arguments, found, _table(rows, columns, "the manifests are the same"))
+    emit(arguments, found, table(rows, columns, "the manifests are the same"))
 
 
 def _model_alias(arguments: argparse.Namespace) -> None:
-    made = _client(arguments).set_alias(arguments.model, arguments.alias, arguments.version)
+    made = client_of(arguments).set_alias(arguments.model, arguments.alias, arguments.version)
     emit(arguments, made, f"{made['model']} @{made['alias']} is {made['version']}")
 
 
 def _model_unalias(arguments: argparse.Namespace) -> None:
-    gone = _client(arguments).remove_alias(arguments.model, arguments.alias)
+    gone = client_of(arguments).remove_alias(arguments.model, arguments.alias)
     emit(arguments, gone, f"{gone['model']} @{gone['alias']} is gone, {gone['version']} stays")
 
 
 def _model_remove(arguments: argparse.Namespace) -> None:
-    gone = _client(arguments).remove_version(arguments.model, arguments.version)
+    gone = client_of(arguments).remove_version(arguments.model, arguments.version)
     emit(arguments, gone, f"{gone['model']} {gone['version']} is removed")
 
 
 def _model_fetch(arguments: argparse.Namespace) -> None:
-    client = _client(arguments)
+    client = client_of(arguments)
     versions = client.model(arguments.model)["versions"]
     assert isinstance(versions, list)
     found = next((item for item in versions if item["version"] == arguments.version), None)
@@ -291,31 +266,16 @@ def _model_fetch(arguments: argparse.Namespace) -> None:
 
 
 def _deployments(arguments: argparse.Namespace) -> None:
-    rows = _client(arguments).deployments()
+    rows = client_of(arguments).deployments()
     columns: dict[str, Callable[[Fields], object]] = {
         "id": lambda row: row["id"],
         "model": lambda row: f"{row['model']} {row['version']}",
         "selector": lambda row: row["selector"],
         "state": lambda row: row["state"],
         "devices": lambda row: row["states"],
-        "created (UTC)": lambda row: _when(row["created_at"]),
+        "created (UTC)": lambda row: when(row["created_at"]),
     }
-    emit(arguments, {"items": rows}, _table(rows, columns, "no deployments"))
-
-
-def _events(arguments: argparse.Namespace) -> None:
-    rows = _client(arguments).events(device=arguments.device, model=arguments.model)
-    columns: dict[str, Callable[[Fields], object]] = {
-        "id": lambda row: row["id"],
-        "received (UTC)": lambda row: _when(row["received_at"]),
-        "device": lambda row: row["device_name"],
-        "monitor": lambda row: row["monitor"],
-        "signal": lambda row: row["signal"],
-        "statistic": lambda row: f"{row['statistic']:.4g}" if isinstance(row["statistic"], float) else "-",
-        "threshold": lambda row: f"{row['threshold']:.4g}" if isinstance(row["threshold"], float) else "-",
-        "window": lambda row: row["window"],
-    }
-    emit(arguments, {"items": rows}, _table(rows, columns, "no drift events"))
+    emit(arguments, {"items": rows}, table(rows, columns, "no deployments"))
 
 
 def _value(text: str) -> object:
@@ -331,24 +291,24 @@ def _give_command(arguments: argparse.Namespace) -> None:
     if not all(equals for _, equals, _ in pairs):
         raise ConfigError("--arg is KEY=VALUE, such as --arg model=activity")
     args = {key: _value(value) for key, _, value in pairs}
-    made = _client(arguments).command(arguments.selector, arguments.name, args, expires_in_s=arguments.expires_s)
+    made = client_of(arguments).command(arguments.selector, arguments.name, args, expires_in_s=arguments.expires_s)
     emit(arguments, made, f"command {made['id']}: {made['name']} to {made['selector']}; see `tinysphere commands`")
 
 
 def _commands(arguments: argparse.Namespace) -> None:
     if arguments.id is not None:
-        found = _client(arguments).command_state(arguments.id)
+        found = client_of(arguments).command_state(arguments.id)
         emit(arguments, found, json.dumps(found, indent=2))
         return
-    rows = _client(arguments).commands()
+    rows = client_of(arguments).commands()
     columns: dict[str, Callable[[Fields], object]] = {
         "id": lambda row: row["id"],
         "command": lambda row: row["name"],
         "selector": lambda row: row["selector"],
         "devices": lambda row: row["states"],
-        "given (UTC)": lambda row: _when(row["created_at"]),
+        "given (UTC)": lambda row: when(row["created_at"]),
     }
-    emit(arguments, {"items": rows}, _table(rows, columns, "no commands"))
+    emit(arguments, {"items": rows}, table(rows, columns, "no commands"))
 
 
 def _config_set(arguments: argparse.Namespace) -> None:
@@ -357,12 +317,12 @@ def _config_set(arguments: argparse.Namespace) -> None:
         settings = tomllib.loads(read_bounded(path, SETTINGS_BYTES_MAX).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    made = _client(arguments).set_config(settings)
+    made = client_of(arguments).set_config(settings)
     emit(arguments, made, f"version {made['version']} for {made['scope']} devices")
 
 
 def _config_show(arguments: argparse.Namespace) -> None:
-    found = _client(arguments).config()
+    found = client_of(arguments).config()
     emit(arguments, found, json.dumps(found, indent=2))
 
 
@@ -401,6 +361,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tinysphere {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     host_cli.add_commands(commands, _command)
+    telemetry_cli.add_commands(commands, _command)
     command = _command(commands, "upload", _upload, "upload a package, or build it from a model first", http=True)
     command.add_argument("file", metavar="PACKAGE.tlm | MODEL", help="what to upload")
     command.add_argument("--manifest", metavar="model.toml", help="to build a package")
@@ -480,9 +441,6 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(config, "set", _config_set, "set it for all devices", http=True)
     command.add_argument("file", metavar="FILE.toml", help="tables and keys as in device.toml; replaces all before")
     _command(config, "show", _config_show, "what is set, and what devices made of it", http=True)
-    command = _command(commands, "events", _events, "drift events, newest first", http=True)
-    command.add_argument("--device", help="of this device")
-    command.add_argument("--model", help="of this model")
     return parser
 
 

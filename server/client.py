@@ -349,9 +349,28 @@ class Client:
         """One drift event with its evidence."""
         return self.request("GET", f"/api/v1/drift/events/{number}")
 
-    def metrics(self, *, device: str | None = None, model: str | None = None, limit: int = 500) -> list[Fields]:
-        """Metrics over time, oldest first."""
-        fields = {"device": device, "model": model, "limit": str(limit)}
-        query = urlencode({key: value for key, value in fields.items() if value is not None})
-        points = self.request("GET", f"/api/v1/metrics/query?{query}")["points"]
+    def metrics(self, *, limit: int = 500, **question: str | float | None) -> list[Fields]:
+        """Metrics over time, oldest first.
+
+        Args:
+            limit: newest points.
+            question: `device`, `group`, `model`, `version`; `since`, `until` in Unix seconds; `step` (minute, hour,
+                day) adds up, `by` is what it keeps apart and `aggregate` what to answer (names with commas).
+        """
+        points = self.request("GET", _metrics_path(limit, question))["points"]
         return list(points) if isinstance(points, list) else []
+
+    def metrics_csv(self, *, limit: int = 500, **question: str | float | None) -> str:
+        """The same as CSV, a line a point."""
+        return self._text(_metrics_path(limit, question), "text/csv")
+
+    def _text(self, path: str, media: str) -> str:
+        status, _, data = self._send("GET", path, None, {"Accept": media})
+        if status != 200:
+            self._read(status, data)  # raises what the server says
+        return data.decode()
+
+
+def _metrics_path(limit: int, question: Mapping[str, str | float | None]) -> str:
+    fields = {key: value for key, value in {**question, "limit": limit}.items() if value is not None}
+    return f"/api/v1/metrics/query?{urlencode(fields)}"

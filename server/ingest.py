@@ -8,14 +8,13 @@ that jumps leaves a gap row, until a `gap` record says why. Everything of one sy
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Final
+from typing import Final, cast
 
 import msgspec
-from tinylcm.checks import INTEGER_MAX, Fields
+from tinylcm.checks import Fields
 from tinylcm.errors import WireError
 from tinylcm.types import Record, Stream
 from tinylcm.wire import (
@@ -29,13 +28,13 @@ from tinylcm.wire import (
     record_id,
 )
 
-from . import commands, deployments, settings
+from . import commands, deployments, distributions, settings
 from .db import Connection, Database, Value, meta, row, rows
+from .rollups import Rollup, Rollups
 
 DEPLOYMENT_STATES: Final = frozenset(
     {"offered", "downloading", "staged", "refused", "trial", "confirmed", "rolled_back"}
 )
-BUCKETS_MAX: Final = 4096
 LABELS_MAX: Final = 10_000
 EPOCH: Final = re.compile(r"[0-9a-f]{16}")
 REASON_CHARACTERS_MAX: Final = 1000
@@ -56,6 +55,13 @@ COLUMNS: Final = {
     ),
     "label": ("device", "prediction", "label", "at", "received_at"),
 }  # fmt: skip
+_LATEST: Final = COLUMNS["summary"][:-1]  # without the payload
+_AT: Final = _LATEST.index("at")
+_LATEST_SQL: Final = (
+    f"INSERT INTO latest ({', '.join(_LATEST)}) VALUES ({', '.join('?' * len(_LATEST))})"  # noqa: S608 (constants)
+    f" ON CONFLICT (device, model) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _LATEST[2:])}"
+    " WHERE excluded.at >= latest.at"
+)
 
 
 @dataclass(slots=True)
@@ -67,15 +73,28 @@ class _Batch:
     stream: Stream
     now_s: float
     added: dict[str, list[tuple[Value, ...]]] = field(default_factory=dict)
+    latest: dict[str, tuple[Value, ...]] = field(default_factory=dict)
+    rollups: Rollups = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rollups = Rollups(self.connection, self.device)
 
     def add(self, table: str, *values: Value) -> None:
         """A row, in the order of `COLUMNS`."""
         self.added.setdefault(table, []).append(values)
 
+    def note_latest(self, model: str, values: tuple[Value, ...]) -> None:
+        """The newest values of a model, in the order of the summary's columns; an older one changes nothing."""
+        known = self.latest.get(model)
+        if known is None or cast("float", known[_AT]) <= cast("float", values[_AT]):
+            self.latest[model] = values
+
     def flush(self) -> None:
-        """Insert the rows."""
+        """Write the rows and the sums."""
         for table, values in self.added.items():
             self.connection.insert(table, COLUMNS[table], values)
+        self.rollups.flush()
+        self.connection.executemany(_LATEST_SQL, list(self.latest.values()))
 
 
 class _Times:
@@ -291,68 +310,42 @@ def _alarm(batch: _Batch, fields: Fields, at: float | None) -> None:
     )
 
 
-def quantile(buckets: Sequence[tuple[int, int]], accuracy: float, zeros: int, q: float) -> float | None:
-    """A quantile of a DDSketch: bucket i covers (gamma^(i-1), gamma^i] with gamma = (1 + a) / (1 - a).
-
-    Returns:
-        A value within the relative accuracy `a` of the true one, or None when nothing was counted.
-    """
-    total = zeros + sum(count for _, count in buckets)
-    if total == 0:
-        return None
-    rank, seen = q * (total - 1), zeros
-    if rank < seen:
-        return 0.0
-    gamma = (1.0 + accuracy) / (1.0 - accuracy)
-    index = 0
-    for index, count in sorted(buckets):  # noqa: B007 (the bucket in which the loop stops is the answer)
-        seen += count
-        if rank < seen:
-            break
-    exponent = index * math.log(gamma)
-    return 2.0 * math.exp(min(exponent, 700.0)) / (gamma + 1.0)
-
-
-def _statistic(fields: Fields, quantiles: Sequence[float]) -> tuple[float | None, list[float | None]]:
-    sketch = fields.table("sketch")
-    accuracy = sketch.number("accuracy", low=1e-6, high=0.5)
-    buckets = []
-    for index, item in enumerate(sketch.items("buckets", length_max=BUCKETS_MAX)):
-        if not isinstance(item, list) or len(item) != 2 or not all(type(value) is int for value in item):
-            raise sketch.fail(f"buckets[{index}]", "expected [index, count]")
-        if not -(1 << 20) <= item[0] <= 1 << 20 or not 0 <= item[1] <= INTEGER_MAX:
-            raise sketch.fail(f"buckets[{index}]", "is out of range")
-        buckets.append((item[0], item[1]))
-    zeros = sketch.natural("zeros", 0)
-    mean = _optional_number(fields, "mean") if fields.natural("count") else None
-    return mean, [quantile(buckets, accuracy, zeros, q) for q in quantiles]
-
-
 def _summary(batch: _Batch, fields: Fields, at: float | None) -> None:
-    confidence_mean, confidence = _statistic(fields.table("confidence"), (0.05, 0.5))
-    _, latency = _statistic(fields.table("latency_us"), (0.5, 0.95, 0.99))
+    confidence = distributions.read(fields.table("confidence"))
+    latency = distributions.read(fields.table("latency_us"))
     labels = fields.table("labels", {})
     if len(labels.value) > LABELS_MAX:
         raise fields.fail("labels", f"has more than {LABELS_MAX} labels")
-    cpu = _optional_number(fields, "cpu_percent")
-    batch.add(
-        "summary",
-        batch.device,
-        fields.text("model"),
-        fields.text("version"),
-        at,
-        batch.now_s,
-        fields.natural("windows"),
-        confidence_mean,
-        *confidence,
-        *latency,
-        None if fields.value.get("rss_bytes") is None else fields.natural("rss_bytes"),
-        cpu,
-        json.dumps({label: labels.natural(label) for label in labels.value}),
+    windows = fields.natural("windows")
+    rollup = Rollup(
+        windows,
         fields.natural("errors", 0),
         fields.natural("dropped_samples", 0),
-        json.dumps(finite(fields.value), separators=(",", ":")),
+        latency,
+        confidence,
+        {label: labels.natural(label) for label in labels.value},
+        None if fields.value.get("rss_bytes") is None else fields.natural("rss_bytes"),
+        _optional_number(fields, "cpu_percent"),
+        windows,
     )
+    model, version = fields.text("model"), fields.text("version")
+    payload = json.dumps(finite(fields.value), separators=(",", ":"))
+    # A record is made before it is received: a time that lies ahead is none.
+    time_s = batch.now_s if at is None or at > batch.now_s else max(at, 0.0)
+    batch.rollups.add(model, version, time_s, rollup)
+    measured: tuple[Value, ...] = (
+        windows,
+        confidence.mean,
+        *(confidence.quantile(q) for q in (0.05, 0.5)),
+        *(latency.quantile(q) for q in (0.5, 0.95, 0.99)),
+        rollup.rss_bytes,
+        rollup.cpu_percent,
+        json.dumps(rollup.labels),
+        rollup.errors,
+        rollup.dropped_samples,
+    )
+    batch.note_latest(model, (batch.device, model, version, time_s, batch.now_s, *measured))
+    batch.add("summary", batch.device, model, version, at, batch.now_s, *measured, payload)
 
 
 def _label(batch: _Batch, fields: Fields, at: float | None) -> None:

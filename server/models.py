@@ -188,7 +188,7 @@ class RecordRow(Model):
     boot = TextField()
     boot_ns = BigIntegerField()
     at = FloatField(null=True)
-    received_at = FloatField()
+    received_at = FloatField(index=True)
     payload = TextField()
 
     class Meta:
@@ -264,7 +264,7 @@ class Summary(Model):
     model = TextField()
     version = TextField()
     at = FloatField(null=True)
-    received_at = FloatField()
+    received_at = FloatField(index=True)
     windows = BigIntegerField()
     confidence_mean = FloatField(null=True)
     confidence_p5 = FloatField(null=True)
@@ -281,6 +281,53 @@ class Summary(Model):
 
     class Meta:
         indexes = ((("device", "model", "id"), False),)
+
+
+class Latest(Model):
+    """The newest summary of a model on a device; `at` is when it was received if its own time is unknown."""
+
+    device = TextField()
+    model = TextField()
+    version = TextField()
+    at = FloatField()
+    received_at = FloatField()
+    windows = BigIntegerField()
+    confidence_mean = FloatField(null=True)
+    confidence_p5 = FloatField(null=True)
+    confidence_p50 = FloatField(null=True)
+    latency_p50_us = FloatField(null=True)
+    latency_p95_us = FloatField(null=True)
+    latency_p99_us = FloatField(null=True)
+    rss_bytes = BigIntegerField(null=True)
+    cpu_percent = FloatField(null=True)
+    labels = TextField()
+    errors = BigIntegerField()
+    dropped_samples = BigIntegerField()
+
+    class Meta:
+        primary_key = CompositeKey("device", "model")
+        without_rowid = True
+
+
+class RollupRow(Model):
+    """A device's metrics of a model in one step of `step` seconds; `body` is what server/rollups.py packs."""
+
+    device = TextField()
+    model = TextField()
+    version = TextField()
+    step = IntegerField()
+    at = BigIntegerField()
+    windows = BigIntegerField()
+    errors = BigIntegerField()
+    dropped_samples = BigIntegerField()
+    labels = TextField()
+    body = BlobField()
+
+    class Meta:
+        table_name = "rollup"
+        primary_key = CompositeKey("device", "model", "version", "step", "at")
+        indexes = ((("step", "at", "device", "model", "version"), False),)
+        without_rowid = True
 
 
 class Label(Model):
@@ -471,6 +518,8 @@ TABLES: Final[tuple[type[Model], ...]] = (
     Gap,
     DriftEvent,
     Summary,
+    Latest,
+    RollupRow,
     Label,
     ModelVersion,
     ModelAlias,

@@ -112,6 +112,8 @@ LOGIC = {
     "db",
     "schema",
     "sql",
+    "distributions",
+    "rollups",
     "s3store",
     "store",
     "trust",

@@ -106,6 +106,10 @@ class Call:
             raise BadRequestError(f"the query's {name} is longer than 1000 characters")
         return value
 
+    def names(self, name: str) -> tuple[str, ...]:
+        """A query parameter that lists names with commas."""
+        return tuple(item.strip() for item in (self.text(name) or "").split(",") if item.strip())
+
     def number(self, name: str) -> float | None:
         """A query parameter that is a finite number."""
         value = self.text(name)

@@ -12,7 +12,7 @@ from kit import EPOCH, NOW, Kit, alarm, make_kit, record, request, summary
 from tinylcm.wire import Anchor, RunningModel
 from tinysphere import drifthub, fleet, reports
 from tinysphere.db import rows
-from tinysphere.ingest import EPOCHS_MAX, quantile
+from tinysphere.ingest import EPOCHS_MAX
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def test_metrics_keep_their_quantiles(kit: Kit, device: str) -> None:
     latency = np.random.default_rng(1).lognormal(4, 0.5, 500).tolist()
     confidence = np.random.default_rng(2).uniform(0.3, 1, 500).tolist()
     kit.sync(device, details=[record(1, "summary", summary(latency, confidence))])
-    point = reports.query_metrics(kit.db, device, "gesture", None, 10).points[0]
+    point = reports.query_metrics(kit.db, reports.Question(device, model="gesture")).points[0]
     assert point.windows == 500 and point.dropped_samples == 1 and point.labels == {"a": 500}
     assert point.confidence_mean == pytest.approx(np.mean(confidence))
     for got, values, q in (
@@ -151,12 +151,6 @@ def test_metrics_keep_their_quantiles(kit: Kit, device: str) -> None:
         (point.confidence_p5, confidence, 0.05),
     ):
         assert got == pytest.approx(np.quantile(values, q, method="lower"), rel=0.0102)
-
-
-def test_quantiles_of_nothing_and_of_zeros() -> None:
-    assert quantile([], 0.01, 0, 0.5) is None
-    assert quantile([], 0.01, 3, 0.5) == 0.0
-    assert quantile([(10**6, 1)], 0.01, 0, 0.5) is not None
 
 
 @pytest.mark.parametrize(
