@@ -23,9 +23,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tinylcm.clock import Clock, SystemClock
 from tinylcm.errors import TinyLCMError
 
+from . import retention
 from .config import DATABASE_FILE, ServerConfig
 from .db import Database
 from .errors import NotFoundError, RangeNotSatisfiableError, TinySphereError, problem_of
+from .jobs import Lease, Work, Worker
 from .requestid import RequestIds
 from .requestid import current as request_id
 from .routes import admin, blobs, commands, deployments, devices, drift, fleet, machines, models, pages
@@ -133,6 +135,18 @@ def _open_store(config: ServerConfig, db: Database) -> Store:
     return store
 
 
+def _work(server: Server) -> dict[str, Work]:
+    """What is done beside the requests, by one process at a time."""
+    config, store, clock = server.config, server.store, server.clock
+
+    def sweep(lease: Lease) -> None:
+        gone = retention.sweep(lease, store, config.keep, clock.wall_s())
+        if gone:
+            _log.info("retention: %s", ", ".join(f"{count} of {name}" for name, count in sorted(gone.items())))
+
+    return {"retention": Work(sweep, config.retention_every_s)}
+
+
 def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
     """Build the application on a data folder that this process owns.
 
@@ -161,7 +175,10 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        worker = Worker(db, _work(server), lease_s=config.job_lease_s)
+        worker.start()
         yield
+        await run_in_threadpool(worker.close)
         await run_in_threadpool(db.close)
 
     routes: list[BaseRoute] = [

@@ -20,6 +20,7 @@ from typing import Final, Self
 
 from tinylcm.files import list_files, make_folder
 
+from . import removals
 from .db import Connection, Database, row
 from .errors import BadRequestError, BusyError, ConflictError, InvalidError, NotFoundError, StorageError, TooLargeError
 from .sql import storage_error
@@ -179,6 +180,7 @@ class Part:
         Raises:
             InvalidError: its hash is another one; nothing is kept of it.
             StorageError: the disk refuses.
+            BusyError: the same blob was being removed; send it again.
         """
         if self.offset < size:
             return Progress(self.offset, False)
@@ -189,13 +191,17 @@ class Part:
             os.fsync(self._handle)
         except OSError as error:
             raise storage_error(error) or StorageError("the disk refuses") from error
+        before = self._db.read(lambda connection: removals.rounds(connection, self._sha256))
         self._store.put(self, self._sha256)
-        self._db.write(
-            lambda connection: connection.execute(
+
+        def job(connection: Connection) -> None:
+            removals.check_stored(connection, self._sha256, before)
+            connection.execute(
                 "INSERT INTO blob (device, sha256, size, created_at) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
                 (self._device, self._sha256, size, now_s),
             )
-        )
+
+        self._db.write(job)
         return Progress(size, True)
 
     def close(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tinylcm.manifest import PACKAGE_BYTES_MAX
+
+from .retention import Keep
 
 DATABASE_FILE: Final = "tinysphere.db"
 
@@ -37,6 +39,9 @@ class ServerConfig:
         header_timeout_s: how long a request may take to send its line and headers; 408 and the end of it after that.
         body_timeout_s: how long a body may pause before its request is given up.
         stop_s: how long running requests may take after SIGTERM.
+        keep: how long what the devices have told is kept, and how much of it.
+        job_lease_s: how long a job may be silent until another process takes it up.
+        retention_every_s: how often what is too old is looked for.
         ca_pem: PEM of the authority that devices pin, or None.
         secure_cookies: True when the server is reached by TLS.
     """
@@ -68,5 +73,8 @@ class ServerConfig:
     stop_s: int = 8
     header_timeout_s: float = 15.0
     body_timeout_s: float = 30.0
+    keep: Keep = field(default_factory=Keep)
+    job_lease_s: float = 20.0
+    retention_every_s: float = 3600.0
     ca_pem: bytes | None = None
     secure_cookies: bool = False

@@ -31,6 +31,7 @@ from .config import DATABASE_FILE, ServerConfig
 from .db import Database, close_database, open_database
 from .errors import StartError, TinySphereError
 from .output import emit
+from .retention import KINDS, parse_keep
 from .schema import Schema
 
 CA_BYTES_MAX: Final = 256 << 10
@@ -77,7 +78,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     from .app import create_app
     from .protocol import protocol_with
 
-    tls = bool(arguments.tls_cert)
+    tls, keep = bool(arguments.tls_cert), parse_keep(arguments.keep)
     if bool(arguments.tls_cert) != bool(arguments.tls_key):
         raise StartError("--tls-cert and --tls-key belong together")
     if arguments.behind_proxy and tls:
@@ -109,6 +110,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             alone=alone,
             ca_pem=ca_pem,
             secure_cookies=is_tls,
+            keep=keep,
             **bucket,
         )
         app = create_app(config)
@@ -338,6 +340,13 @@ def add_commands(commands: Any, command_of: Callable[..., argparse.ArgumentParse
         "--behind-proxy", metavar="ADDRESS", default="", help="a proxy at this address ends TLS and names the peers"
     )
     command.add_argument("--insecure", action="store_true", help="serve other machines without TLS")
+    command.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="KIND=90d|20GB|forever",
+        help=f"what is deleted when it is older, or more (repeatable); kinds: {', '.join(KINDS)}",
+    )
 
     migrate = commands.add_parser("migrate", help="the database's schema").add_subparsers(
         required=True, metavar="ACTION"

@@ -245,7 +245,7 @@ class DriftEvent(Model):
     window = BigIntegerField()
     suspect = BigIntegerField()
     at = FloatField(null=True)
-    received_at = FloatField()
+    received_at = FloatField(index=True)
     histogram = TextField(null=True)
     p_value = FloatField(null=True)
     arl0 = FloatField(null=True)
@@ -338,7 +338,7 @@ class Label(Model):
     prediction = TextField()
     label = TextField()
     at = FloatField(null=True)
-    received_at = FloatField()
+    received_at = FloatField(index=True)
 
     class Meta:
         indexes = ((("device", "prediction"), False),)
@@ -466,7 +466,7 @@ class Blob(Model):
     device = TextField()
     sha256 = TextField(index=True)
     size = BigIntegerField()
-    created_at = FloatField()
+    created_at = FloatField(index=True)
 
     class Meta:
         primary_key = CompositeKey("device", "sha256")
@@ -498,6 +498,27 @@ class DeviceConfig(Model):
 
     class Meta:
         table_name = "device_config"
+
+
+class Job(Model):
+    """Work that is done again and again, by one process at a time; times are of the database's clock."""
+
+    name = TextField(primary_key=True)
+    run_at = FloatField()
+    lease_until = FloatField(null=True)
+    lease = TextField(null=True)
+    owner = TextField(null=True)
+    attempts = IntegerField()
+    problem = TextField()
+    finished_at = FloatField(null=True)
+
+
+class Removal(Model):
+    """A file of the store that nothing names any more; `done_at` is when it was removed."""
+
+    sha256 = TextField(primary_key=True)
+    round = IntegerField()
+    done_at = FloatField(null=True)
 
 
 TABLES: Final[tuple[type[Model], ...]] = (
@@ -532,4 +553,6 @@ TABLES: Final[tuple[type[Model], ...]] = (
     ConfigVersion,
     DeviceConfig,
     Blob,
+    Job,
+    Removal,
 )

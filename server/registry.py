@@ -15,7 +15,7 @@ from tinylcm.package import Package, parse_package
 from tinylcm.probe import probe
 from tinylcm.types import Json
 
-from . import trust
+from . import removals, trust
 from .audit import audit
 from .db import Connection, Database, Page, Row, decode_cursor, paged, row, rows
 from .errors import BusyError, ConflictError, InvalidError, NotFoundError
@@ -122,9 +122,11 @@ def add_version(
     if known is not None:
         return _same(known, package), False
     found = _try(package, upload, limits)
+    before = db.read(lambda connection: removals.rounds(connection, package.sha256))
     store.put(upload, package.sha256)
 
     def job(connection: Connection) -> tuple[ModelVersionView, bool]:
+        removals.check_stored(connection, package.sha256, before)
         known = find_version(connection, name, manifest.version)
         if known is not None:
             return _same(known, package), False

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from tinylcm.types import Json
 
+from . import removals
 from .audit import audit
 from .db import Connection, Database, row, rows
 from .errors import ConflictError, InvalidError, NotFoundError
@@ -205,11 +206,11 @@ def remove_version(db: Database, store: Store, model: str, version: str, who: st
                 f"{runs[0]['id']} runs {model} {version}, as it has said; have it run another version first"
             )
         connection.execute("DELETE FROM model_version WHERE model = ? AND version = ?", (model, version))
-        left = rows(connection, "SELECT 1 AS one FROM model_version WHERE sha256 = ? LIMIT 1", (view.sha256,))
         audit(connection, who, "model.remove", f"{model} {version} {view.sha256}", now_s)
-        return view, not left
+        return view, removals.mark(connection, view.sha256)
 
     view, last = db.write(job)
     if last:
         store.delete(view.sha256)
+        db.write(lambda connection: removals.done(connection, view.sha256, now_s))
     return view

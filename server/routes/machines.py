@@ -35,6 +35,12 @@ async def readyz(call: Call) -> Answer:
 
 
 _COUNTS: Final = (
+    (
+        "tinysphere_jobs_failing",
+        "gauge",
+        "jobs whose last try failed; the log says why",
+        "SELECT COUNT(*) AS n FROM job WHERE problem <> ''",
+    ),
     ("tinysphere_devices", "gauge", "enrolled devices", "SELECT COUNT(*) AS n FROM device"),
     ("tinysphere_drift_events_total", "counter", "drift alarms received", "SELECT COUNT(*) AS n FROM drift_event"),
     (
