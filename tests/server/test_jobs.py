@@ -161,7 +161,7 @@ def test_another_process_takes_up_the_job_of_one_that_was_killed(cluster: Cluste
     db.write(
         lambda connection: connection.execute(
             "INSERT INTO record (device, stream, epoch, seq, type, boot, boot_ns, received_at, payload)"
-            " SELECT 'd', 'details', 'e', n, 'summary', 'b', 1, CASE WHEN n <= ? THEN 1000000000 + n ELSE 1e11 END, '{}'"
+            " SELECT 'd', 'details', 'e', n, 'summary', 'b', 1, CASE WHEN n <= ? THEN 1e9 + n ELSE 1e11 END, '{}'"
             " FROM generate_series(1, ?) n",
             (OLD, OLD + 10),
         )
