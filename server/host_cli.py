@@ -9,6 +9,7 @@ import getpass
 import hashlib
 import ipaddress
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -26,13 +27,15 @@ from tinylcm.files import make_folder, read_bounded
 from tinylcm.keys import load_public
 
 from . import audit, auth, people, trust
+from . import backup as backups
 from .certs import make_dev
 from .config import DATABASE_FILE, ServerConfig
 from .db import Database, close_database, open_database
 from .errors import StartError, TinySphereError
-from .output import emit
+from .output import emit, when
 from .retention import KINDS, parse_keep
 from .schema import Schema
+from .store import FolderStore, Store
 
 CA_BYTES_MAX: Final = 256 << 10
 
@@ -258,6 +261,70 @@ def _migrate_status(arguments: argparse.Namespace) -> None:
     emit(arguments, {"steps": [asdict(step) for step in steps]}, "\n".join(lines))
 
 
+def _store_of(arguments: argparse.Namespace, instance: str, former: str | None = None) -> Store:
+    folder = Path(arguments.data) / "blobs"
+    s3 = arguments.s3 or os.environ.get("TINYSPHERE_S3", "")
+    if not s3:
+        return FolderStore(folder)
+    from .s3store import S3Store
+
+    return S3Store(s3, folder, instance, insecure=arguments.insecure, former=former)
+
+
+def _telling() -> Callable[[str], None]:
+    """Show on a terminal what is being done, in one line."""
+
+    def tell(what: str) -> None:
+        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+
+    return tell if sys.stderr.isatty() else lambda what: None
+
+
+def _backup(arguments: argparse.Namespace) -> None:
+    tell, path = _telling(), Path(arguments.file)
+    if path.exists() and not arguments.force:
+        raise StartError(f"{path} is there already; take another name, or say --force")
+    with _schema(arguments) as schema:
+        if not schema.is_filled():
+            raise StartError(f"there is no server's database in {arguments.data}")
+        steps = [step.name for step in schema.status() if step.applied]
+    with _database(arguments) as db:
+        store = None if arguments.without_blobs else _store_of(arguments, db.instance)
+        made = backups.backup(db, store, path, steps, time.time(), tell)
+    tell("")
+    size = path.stat().st_size
+    text = f"wrote {path}: {made.rows} rows, {made.blobs} blobs, {size / 1e6:.1f} MB"
+    if made.missing:
+        text += f"; {len(made.missing)} blobs that are named were not in the store"
+    emit(
+        arguments,
+        {"file": str(path), "rows": made.rows, "blobs": made.blobs, "missing": made.missing, "bytes": size},
+        text,
+    )
+
+
+def _restore(arguments: argparse.Namespace) -> None:
+    tell, path = _telling(), Path(arguments.file)
+    manifest, instance = backups.inspect(path, tell), secrets.token_hex(8)
+    # Blobs first: they do no harm while the database is empty, and a restore that was cut off begins again.
+    with _own_folder(Path(arguments.data), shared=False), _schema(arguments) as schema:
+        if schema.is_filled():
+            raise StartError("the database is used already; restore into another --data, or into an empty database")
+        last = backups.check_steps(manifest, [step.name for step in schema.status()])
+        store = _store_of(arguments, instance, "*" if arguments.take_bucket else manifest.instance)
+        blobs = backups.load_blobs(store, path, tell)
+        schema.up(last)
+        schema.fill(lambda connection: backups.load_tables(connection, path, manifest, instance, tell))
+        schema.up()
+    tell("")
+    emit(
+        arguments,
+        {"rows": manifest.rows, "blobs": blobs, "made_at": manifest.made_at},
+        f"restored {manifest.rows} rows and {blobs} blobs of {when(manifest.made_at)} UTC; devices that enrolled since "
+        "then have to enrol again",
+    )
+
+
 def _password(arguments: argparse.Namespace) -> str:
     if not sys.stdin.isatty():
         return sys.stdin.readline().rstrip("\n")
@@ -325,6 +392,11 @@ def _join_create(arguments: argparse.Namespace) -> None:
     emit(arguments, document, join)
 
 
+def _add_bucket(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--s3", metavar="URL", default="", help="the bucket of the blobs (or TINYSPHERE_S3)")
+    command.add_argument("--insecure", action="store_true", help="the bucket may be reached by plain http")
+
+
 def add_commands(commands: Any, command_of: Callable[..., argparse.ArgumentParser]) -> None:
     """Put these commands into the parser."""
     command = command_of(commands, "serve", _serve, "run the server", data=True)
@@ -357,6 +429,16 @@ def add_commands(commands: Any, command_of: Callable[..., argparse.ArgumentParse
     command.add_argument("--to", metavar="STEP", help="undo back to and with this one")
     command.add_argument("--yes", action="store_true", help="what the step has stored may go")
     command_of(migrate, "status", _migrate_status, "every step, and when it was taken", data=True)
+
+    command = command_of(commands, "backup", _backup, "one file with all that the server knows", data=True)
+    command.add_argument("file", metavar="FILE.tar", help="where to")
+    command.add_argument("--without-blobs", action="store_true", help="the tables alone, where a bucket is kept anyway")
+    command.add_argument("--force", action="store_true", help="replace the file")
+    _add_bucket(command)
+    command = command_of(commands, "restore", _restore, "fill a new database from a backup", data=True)
+    command.add_argument("file", metavar="FILE.tar", help="from `tinysphere backup`")
+    command.add_argument("--take-bucket", action="store_true", help="the bucket is this server's, whoever it names")
+    _add_bucket(command)
 
     certs = commands.add_parser("certs", help="certificates for trying things out").add_subparsers(
         required=True, metavar="ACTION"

@@ -8,6 +8,7 @@ is none: two servers that were given the same bucket would delete each other's b
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import ssl
 from collections.abc import Iterator
@@ -40,12 +41,13 @@ class S3Store(Spool):
         spool: folder for what is on its way.
         owner: whose bucket it is: the database's instance.
         insecure: plain http to another machine is allowed.
+        former: an owner from whom it may be taken over, `*` for any: of a database that was restored.
 
     Raises:
         StartError: the address or the credentials are none, the bucket is not there, or it is another server's.
     """
 
-    def __init__(self, url: str, spool: Path, owner: str, *, insecure: bool = False) -> None:
+    def __init__(self, url: str, spool: Path, owner: str, *, insecure: bool = False, former: str | None = None) -> None:
         super().__init__(make_folder(spool, private=True))
         try:
             import minio
@@ -78,11 +80,11 @@ class S3Store(Spool):
             http_client=self._http,
         )
         try:
-            self._claim(owner)
+            self._claim(owner, former)
         except (BusyError, NotFoundError, ValueError) as error:
             raise StartError(f"the object store {parts.netloc}/{self.bucket} cannot be used: {error}") from error
 
-    def _claim(self, owner: str) -> None:
+    def _claim(self, owner: str, former: str | None) -> None:
         """Make the bucket ours, or see that it is."""
         with _told():
             if not self._client.bucket_exists(self.bucket):
@@ -90,7 +92,11 @@ class S3Store(Spool):
         if self.put_new(_OWNER, owner.encode()):
             return
         found = b"".join(self._read(self._prefix + _OWNER, 0, 64)).decode("ascii", "replace")
-        if found != owner:
+        if found != owner and former in (found, "*"):
+            with _told():
+                data = owner.encode()
+                self._client.put_object(self.bucket, self._prefix + _OWNER, io.BytesIO(data), len(data))
+        elif found != owner:
             raise StartError(
                 f"the bucket {self.bucket} belongs to the server with the database {found}, this one is {owner}: "
                 "give each a bucket or a prefix of its own"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from peewee import PeeweeException, PostgresqlDatabase, SqliteDatabase
 from playhouse.migrations import MigrationError, Runner
 
 from .errors import StartError
+from .sql import Connection, wrap
 
 FOLDER: Final = Path(__file__).parent / "migrations"
 LOCK: Final = 0x7465_6E79  # of PostgreSQL's advisory locks, which are numbers
@@ -76,6 +77,13 @@ class Schema:
         with self._database.connection_context():
             return [step.name for step in self._runner.status() if step.path is None]
 
+    def is_filled(self) -> bool:
+        """Whether a server has used the database, or a restore was finished."""
+        with self._database.connection_context():
+            if not self._database.table_exists("meta"):
+                return False
+            return bool(self._database.execute_sql("SELECT COUNT(*) FROM meta").fetchone()[0])
+
     def pending(self) -> list[str]:
         """The names of the steps that were not taken yet."""
         return [step.name for step in self.status() if step.applied is None]
@@ -101,6 +109,19 @@ class Schema:
         """
         with self._locked():
             return self._run("down", target)
+
+    def fill(self, job: Callable[[Connection], object]) -> None:
+        """Run a job in one transaction, for a database that no server uses yet."""
+        with self._locked():
+            raw = self._database.connection()
+            connection = wrap(kind_of(self._database), raw)
+            connection.execute("BEGIN")
+            try:
+                job(connection)
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
 
     def _run(self, direction: str, target: str | None) -> list[str]:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from .errors import BusyError, StorageError, TinySphereError
@@ -16,6 +16,7 @@ from .errors import BusyError, StorageError, TinySphereError
 Value: TypeAlias = "str | int | float | bytes | None"
 Row: TypeAlias = "Mapping[str, Any]"
 UNREACHABLE: Final = "the database cannot be reached; nothing was stored, resending is safe"
+STREAM_ROWS: Final = 2000
 COPY_MIN: Final = 20  # rows from which on COPY through a temporary table is quicker than one statement a row
 _STORAGE_CODES: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
 
@@ -43,6 +44,12 @@ class Connection(Protocol):
 
     def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         """All rows of a query, by column name; the query bounds their number."""
+
+    def stream(self, sql: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+        """The columns of a query, and its rows one by one, never many in memory."""
+
+    def restart_ids(self) -> None:
+        """Have numbers that the database gives go on behind the highest there is."""
 
     def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Value]]) -> None:
         """Insert many rows; those whose key is there already are left out."""
@@ -88,6 +95,13 @@ class _Sqlite:
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, found, strict=True)) for found in cursor.fetchall()]
 
+    def stream(self, sql: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+        cursor = self.raw.execute(sql)
+        return [column[0] for column in cursor.description], iter(cursor)
+
+    def restart_ids(self) -> None:
+        pass  # the next is always the highest and one
+
     def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Value]]) -> None:
         self.raw.executemany(_insert_sql(table, tuple(columns), "?"), values)
 
@@ -123,6 +137,24 @@ class _Postgres:
     def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         return cast("list[Row]", self._cursor.execute(_format(sql), values).fetchall())
 
+    def stream(self, sql: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+        cursor = self.raw.cursor(name="stream")  # of the server: its rows come in pieces
+        cursor.itersize = STREAM_ROWS
+        cursor.execute(sql)
+        return [column.name for column in cursor.description], _closing(cursor)
+
+    def restart_ids(self) -> None:
+        sql = (
+            "SELECT table_name AS t, column_name AS c FROM information_schema.columns"
+            " WHERE table_schema = current_schema() AND is_identity = 'YES'"
+        )
+        for found in self.rows(sql):
+            table, column = found["t"], found["c"]
+            self._cursor.execute(
+                f"SELECT setval(pg_get_serial_sequence('{table}', '{column}'),"  # noqa: S608 (names of the schema)
+                f" COALESCE(MAX({column}), 0) + 1, false) FROM {table}"
+            )
+
     def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Value]]) -> None:
         if len(values) < COPY_MIN:
             self.executemany(_insert_sql(table, tuple(columns), "?"), values)
@@ -152,6 +184,11 @@ class _Postgres:
 
     def is_broken(self) -> bool:
         return bool(self.raw.closed or self.raw.broken)
+
+
+def _closing(cursor: Any) -> Iterator[tuple[Any, ...]]:
+    with cursor:
+        yield from cursor
 
 
 def wrap(kind: str, raw: Any) -> Connection:

@@ -117,6 +117,7 @@ LOGIC = {
     "jobs",
     "removals",
     "retention",
+    "backup",
     "s3store",
     "store",
     "trust",
