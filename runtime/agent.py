@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Final
 
 from .capabilities import capabilities
@@ -436,8 +437,10 @@ class Agent:
         while not stop.wait(TICK_S):
             try:
                 self.tick()
-            except Exception:  # a bug of ours must not silence a device for weeks
+            except Exception as error:  # a bug of ours must not silence a device for weeks
                 _log.exception("unexpected error; the agent goes on")
+                with self._lock:
+                    self._attempt(partial(self.downlink.give_back, f"{type(error).__name__}: {error}"))
             self._got_on()
 
     def _got_on(self) -> None:

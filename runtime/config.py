@@ -17,6 +17,7 @@ from .wire import Format, check_format
 
 CONFIG_BYTES_MAX = 1 << 20
 _MIB = 1 << 20
+URGENT_MAX = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,13 @@ class ServerConfig:
 
 @dataclass(frozen=True, slots=True)
 class JournalConfig:
-    """The journal's bounds."""
+    """The journal's bounds; see `tinylcm.journal.JournalLimits`."""
 
     journal_bytes_max: int = 64 * _MIB
     events_bytes_max: int = 16 * _MIB
     segment_bytes_max: int = _MIB
     commit_interval_s: float = 1.0
+    urgent: tuple[str, ...] = ()
     wear_bytes_per_day: int = 0
 
 
@@ -177,6 +179,7 @@ def _journal(fields: Fields) -> JournalConfig:
         events_bytes_max=fields.natural("events_bytes_max", default.events_bytes_max, low=16 << 10),
         segment_bytes_max=fields.natural("segment_bytes_max", default.segment_bytes_max, low=4 << 10, high=256 * _MIB),
         commit_interval_s=fields.number("commit_interval_s", default.commit_interval_s, low=0.0, high=3600),
+        urgent=fields.texts("urgent", list(default.urgent), length_max=URGENT_MAX),
         wear_bytes_per_day=fields.natural("wear_bytes_per_day", default.wear_bytes_per_day),
     )
     if config.events_bytes_max + 5 * config.segment_bytes_max > config.journal_bytes_max:
@@ -278,6 +281,7 @@ journal_bytes_max = {journal.journal_bytes_max}  # the whole journal on disk; th
 events_bytes_max = {journal.events_bytes_max}   # of it for alarms and labels, which never give way
 segment_bytes_max = {journal.segment_bytes_max}
 commit_interval_s = {journal.commit_interval_s}       # details reach the disk at latest after this; events at once
+urgent = []                   # types of details that reach it at once too, such as "sample"
 wear_bytes_per_day = {journal.wear_bytes_per_day}        # of the flash card; over it details wait longer; 0: no budget
 
 [trial]                       # of a new package, before it is confirmed

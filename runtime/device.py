@@ -142,7 +142,7 @@ class Device:
         self.identity = load_identity(config.data / "identity.json")
         self.journal = Journal.open(
             config.data / "journal",
-            JournalLimits(**asdict(limits)),
+            JournalLimits(**{**asdict(limits), "urgent": frozenset(limits.urgent)}),
             clock,
         )
         try:
@@ -222,8 +222,16 @@ class Device:
 
     def _install_configured(self) -> None:
         for name, model in self.config.models.items():
-            if model.package is not None and self._store.read(name).active is None:
-                self.agent.install(read_bounded(model.package, PACKAGE_BYTES_MAX), model=name)
+            if model.package is None or self._store.read(name).active is not None:
+                continue
+            data = read_bounded(model.package, PACKAGE_BYTES_MAX)
+            try:
+                self.agent.install(data, model=name)
+            except DeviceError as error:
+                if all(slot.active is None for slot in self.slots().values()):
+                    raise
+                self.agent.last_error = str(error)
+                _log.error("%s is not installed, the other models run: %s", name, error)
 
     def model(self, name: str) -> Model:
         """The model that the active slot holds.
@@ -340,8 +348,9 @@ class Device:
         return agent and self.journal.is_running
 
     def _reconfigure(self, config: DeviceConfig) -> None:
-        """Take what the server set; the budgets of models and the journal's interval at the next start."""
+        """Take what the server set; the budgets of models at the next start."""
         self.config = config
+        self.journal.commit_within(config.journal.commit_interval_s)
         if config.capture.active or self._capturer is not None:
             self._open_capturer().change(config.capture)
 

@@ -125,6 +125,14 @@ class Downlink:
         """
         self._apply(self._remote.rebase(base))
 
+    def give_back(self, reason: str) -> None:
+        """The agent broke down: settings that are still on trial give way to those before.
+
+        Raises:
+            DeviceError: it could not be noted; those before are in force.
+        """
+        self._remote.give_back(reason, self._apply)
+
     def tick(self) -> None:
         """Run what waits, and journal the answers.
 

@@ -43,12 +43,20 @@ class ServerError(TinyLCMError):
         retry_after_s: how long the server asked to wait, in seconds, or None.
         permanent: True when asking again unchanged cannot succeed (a revoked key, a refused token).
         status: of the answer, 0 when there was none.
+        spoken: the oldest and the newest version of the wire that it speaks, when that is why it refused.
     """
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, permanent: bool = False, status: int = 0
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        permanent: bool = False,
+        status: int = 0,
+        spoken: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(message)
+        self.spoken = spoken
         self.status = status
         self.retry_after_s = retry_after_s
         self.permanent = permanent

@@ -175,7 +175,7 @@ class HttpClient:
                 raise ServerError(f"the answer of {self._base} is larger than {ANSWER_BYTES_MAX} bytes")
             found = _lower(response.headers)
             announced = found.get("content-length", "")
-            if method != "HEAD" and announced.isdigit() and len(data) < int(announced):
+            if method != "HEAD" and announced.isascii() and announced.isdecimal() and len(data) < float(announced):
                 response.close()
                 raise ServerError(f"the answer of {self._base} was cut off after {len(data)} of {announced} bytes")
             return Answer(response.status, found, data)

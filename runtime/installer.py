@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from .capabilities import capabilities
 from .config import TrialConfig
-from .errors import ModelError
+from .errors import DeviceError, ModelError
 from .journal import Journal
 from .package import Package
 from .pipeline import Pipeline
@@ -68,10 +68,10 @@ class Installer:
             before = self._store.read(model)
             if before.state is State.STAGED:
                 before = unstage(before)  # a power cut during the probe: the package is asked for again
-                self._store.write(model, before)
+                self._store.keep(model, before)
             after = boot(before)
             if after != before:
-                self._store.write(model, after)
+                self._store.keep(model, after)
             if before.state is State.TRIAL and after.state is not State.TRIAL and before.active is not None:
                 self.report(model, before.active, "rolled_back", "the device restarted too often in its trial")
             self._enforce(model)
@@ -96,7 +96,7 @@ class Installer:
         if after.active is not None and after.active != before.active:
             self._activate(model, self._store.load(after.active))
         if after != before:
-            self._store.write(model, after, collect=False)
+            self._store.keep(model, after, collect=False)
         if before.active is None or before.active.sha256 not in revoked:
             return
         if after.active == before.active:
@@ -141,15 +141,23 @@ class Installer:
                 timeout_s=self.trial.probe_timeout_s,
                 memory_bytes=self.trial.probe_memory_bytes,
             )
-            self._activate(name, package)
+            trial = step(slot, Event.PROBE_PASSED)
+            self._store.write(name, trial)
         except ModelError as error:
-            self._store.write(name, step(slot, Event.PROBE_FAILED))
+            self._store.keep(name, step(slot, Event.PROBE_FAILED))
             self.report(name, held, "refused", str(error))
             raise
-        slot = step(slot, Event.PROBE_PASSED)
-        self._store.write(name, slot)
+        except DeviceError:
+            self._store.keep(name, unstage(slot))  # it did not fail, and may come again
+            raise
+        try:
+            self._activate(name, package)
+        except ModelError as error:  # it ran in its probe and does not here
+            self._store.keep(name, step(trial, Event.TRIAL_FAILED))
+            self.report(name, held, "refused", str(error))
+            raise
         self.report(name, held, "trial")
-        return slot
+        return trial
 
     def _activate(self, model: str, package: Package) -> None:
         pipeline = self._pipelines.get(model)
@@ -165,7 +173,11 @@ class Installer:
             self._trials[model] = _begin(slot.active.sha256, pipeline)
 
     def judge(self) -> None:
-        """Confirm trials that lasted, and leave those that failed for the package before."""
+        """Confirm trials that lasted, and leave those that failed for the package before.
+
+        Raises:
+            DeviceError: the disk still refuses an earlier change.
+        """
         for model, pipeline in list(self._pipelines.items()):
             slot = self._store.read(model)
             if slot.state is not State.TRIAL or slot.active is None:
@@ -176,17 +188,18 @@ class Installer:
                 continue
             verdict = trial.judge(_bounds(self.trial), _counts(pipeline), pipeline.metrics.recent())
             if verdict == PASSED:
-                self._store.write(model, step(slot, Event.TRIAL_PASSED))
+                self._store.keep(model, step(slot, Event.TRIAL_PASSED))
                 self.report(model, slot.active, "confirmed")
                 self._enforce(model)  # from now on nobody goes back to a package that was revoked
             elif verdict is not None:
                 self._revert(model, slot, Event.TRIAL_FAILED, verdict)
+        self._store.settle()
 
     def _revert(self, model: str, slot: Slot, event: Event, reason: str) -> Slot:
         after = step(slot, event)
         if after.active is not None:
             self._activate(model, self._store.load(after.active))
-        self._store.write(model, after)
+        self._store.keep(model, after)
         if slot.active is not None:
             self.report(model, slot.active, "rolled_back", reason)
         return after
@@ -196,10 +209,13 @@ class Installer:
 
         Raises:
             ModelError: there is none, or it was revoked.
+            DeviceError: the disk does not take it: it holds as long as this process lives.
         """
         slot = self._store.read(model)
         check_rollback(slot, self._store.revoked(slot))
-        return self._revert(model, slot, Event.ROLLBACK, "rolled back by hand")
+        after = self._revert(model, slot, Event.ROLLBACK, "rolled back by hand")
+        self._store.settle()
+        return after
 
     def report(self, model: str, held: Held, state: str, reason: str = "") -> None:
         """Say in the log and in the journal what became of a deployment."""
@@ -237,7 +253,7 @@ class Installer:
 
     def refuse(self, model: str, held: Held, reason: str) -> None:
         """Note a package that cannot be taken: it is not fetched again for this deployment."""
-        self._store.write(model, mark_failed(self._store.read(model), held))
+        self._store.keep(model, mark_failed(self._store.read(model), held))
         self.report(model, held, "refused", reason)
 
     def close(self) -> None:
@@ -245,4 +261,4 @@ class Installer:
         for model in self._store.models():
             slot = self._store.read(model)
             if slot.boots:
-                self._store.write(model, replace(slot, boots=0))
+                self._store.keep(model, replace(slot, boots=0))

@@ -19,6 +19,7 @@ import os
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -224,6 +225,18 @@ class Journal:
             with self._changed:
                 self._changed.notify_all()
         return moved
+
+    def commit_within(self, interval_s: float) -> None:
+        """Let details wait so long for each other from now on; the budget for wear may still stretch it.
+
+        Raises:
+            ConfigError: it is not within 0 and 3600 seconds.
+        """
+        self._limits = replace(self._limits, commit_interval_s=interval_s)
+        with self._changed:
+            self._wear.rebase(interval_s)
+            self._streams["details"].interval_s = self._wear.interval_s(self._clock.monotonic_s())
+            self._changed.notify_all()
 
     def flush(self, timeout_s: float = 10.0) -> None:
         """Wait until all that was appended and acknowledged before is durable.

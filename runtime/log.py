@@ -5,7 +5,8 @@ the journal's thread may call what writes (`recover`, `commit`, `save_cursor`, `
 `acknowledge` and what only looks may be called from any thread.
 
 A segment is given up only after the pack that declares it is durable, and deleted after an acknowledgement only when
-the cursor is durable. A failed write or fsync is final for its file: nothing is written to that one again.
+the cursor is durable. A failed write or fsync is final for its file: nothing is written to that one again, and before
+anything else is, it is opened anew and read back from the disk. What it had promised and has not is declared.
 
 Whether a record was ever handed out decides if it may be merged, also after a restart. So before details are read from
 a segment its number goes into the cursor as the last one `sent` from; within the own epoch the highest seq is known.
@@ -88,6 +89,7 @@ class Log:
         self._has_cursor_file = False
         self._handle = -1
         self._current: Segment | None = None
+        self._suspect: Segment | None = None  # a write or fsync to it failed, and it was not read back yet
 
     def recover(self) -> None:
         """Find out what the disk holds, and make it durable: a killed process may have left it in the cache.
@@ -199,6 +201,9 @@ class Log:
         Raises:
             OSError: nothing was added; the caller keeps the entries and tries again with the same ids.
         """
+        if self._suspect is not None:
+            self._rescan(self._suspect)
+            self._suspect = None
         segment = self._current
         if segment is not None and segment.size + len(data) > self._segment_bytes_max:
             self._end_segment()
@@ -251,7 +256,28 @@ class Log:
         with suppress(OSError):
             if self._handle >= 0 and segment is not None and not segment.size:
                 segment.path.unlink()
+        if segment is not None and segment.size:
+            self._suspect = segment
         self._end_segment()
+
+    def _rescan(self, segment: Segment) -> None:
+        """Look on the disk for what this file had promised before a write to it failed; what is missing is a loss.
+
+        Raises:
+            OSError: the disk does not even open the file: nothing is written until it does.
+        """
+        try:
+            _forget_cached(segment.path)
+            data = load_segment(segment.path, 0, segment.size)
+        except FileNotFoundError:
+            return  # acknowledged or given up meanwhile
+        settled = self._cursor.seq if self._cursor.epoch == segment.epoch else 0
+        found = walk([(segment, data, 0)], segment.epoch, max(segment.first_seq - 1, settled))
+        holes = [item for item in found if isinstance(item, Hole)]
+        with self._guard:
+            if segment in self._segments:
+                for hole in holes:
+                    self._note(hole)
 
     def seal(self, seq: int) -> None:
         """Say that the log ends here in order; without a current segment there is nothing to say.
@@ -545,6 +571,15 @@ class Log:
 
 def _sample_bytes(entry: Entry) -> int:
     return ENTRY_BYTES + len(entry.body) if entry.kind == RECORD and is_sample(entry.body) else 0
+
+
+def _forget_cached(path: Path) -> None:
+    """Let the next read come from the disk: after a failed fsync the cache may hold what the disk never got."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
 
 
 def _sync_file(path: Path) -> None:

@@ -5,8 +5,9 @@ Rules
 - Settings count only if device.toml with them is a valid configuration as a whole. device.toml itself never changes.
 - New settings are durable as a trial, beside the good ones, before they are applied. They become good when the device
   has run with them for `TRIAL_S`.
-- An exception while they are applied, or more than `STARTS_MAX` starts in the trial that did not end well, bring the
-  good ones back. What was refused or taken back is not tried again until the server sends something else.
+- An exception while they are applied, an unexpected one in the agent's loop while they are on trial, or more than
+  `STARTS_MAX` starts in the trial that did not end well, bring the good ones back. What was refused or taken back is
+  not tried again until the server sends something else.
 - What became of them stays in the file until the journal has taken it.
 """
 
@@ -110,7 +111,7 @@ def _document(config: DeviceConfig) -> dict[str, Any]:
     return {
         "device": {**device, **ring, "metrics_interval_s": config.metrics_interval_s},
         "server": asdict(config.server),
-        "journal": asdict(config.journal),
+        "journal": {**asdict(config.journal), "urgent": list(config.journal.urgent)},
         "trial": asdict(config.trial),
         "capture": asdict(config.capture),
         "models": models,
@@ -288,6 +289,25 @@ class RemoteConfig:
             _log.exception("the configuration before cannot be applied either; it is in force from the next start on")
         self._write(self._state)
         return "rolled_back"
+
+    def give_back(self, reason: str, apply: Callable[[DeviceConfig], object]) -> bool:
+        """Bring the good settings back when those in force are on trial and the device has broken down with them.
+
+        Args:
+            reason: what happened.
+            apply: puts a configuration into force.
+
+        Returns:
+            Whether there was a trial.
+
+        Raises:
+            DeviceError: it could not be noted; the configuration before is in force.
+        """
+        if not self.is_on_trial:
+            return False
+        _log.error("configuration %d is taken back: %s", self.version, reason)
+        self._roll_back(self._state, reason, apply)
+        return True
 
     def tick(self) -> None:
         """Keep what has run long enough.

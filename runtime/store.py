@@ -7,6 +7,8 @@ Rules
 - Nothing that a slot holds, and no download under way, is ever deleted; of downloads that were cut off the newest
   `PARTS_MAX` stay to be resumed. A deletion that fails is tried again at the next change.
 - One process writes; others may read.
+- A change that has taken effect in memory and that the disk refuses (`keep`) counts in this process, and is written
+  with the next change or `settle`: a full disk must not make the device believe what is no longer so.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ class SlotStore:
         self._wall_s = wall_s
         self._seen_path = folder / "seen.json"
         self._under_way: set[str] = set()
+        self._unwritten: dict[str, Slot] = {}
         self._trust = Trust.load(trust_folder)
 
     def trust(self) -> Trust:
@@ -97,8 +100,10 @@ class SlotStore:
             ModelError: the name is none, or the state file is damaged.
         """
         path = self._slot_path(model)
+        slot = self._unwritten.get(model)
         try:
-            slot = slot_from_json(json.loads(read_bounded(path, _SLOT_BYTES_MAX))) if path.exists() else Slot()
+            if slot is None:
+                slot = slot_from_json(json.loads(read_bounded(path, _SLOT_BYTES_MAX))) if path.exists() else Slot()
         except ValueError as error:
             raise ModelError(f"{path} is damaged ({error}); install the model again") from error
         return replace(slot, floor=max(slot.floor, self._trust.floor(model)))
@@ -115,8 +120,27 @@ class SlotStore:
             DeviceError: the old state is still in place.
         """
         write_atomic(self._slot_path(model), canonical_json(slot_to_json(slot)) + b"\n")
+        self._unwritten.pop(model, None)
         if collect:
             self._collect()
+
+    def keep(self, model: str, slot: Slot, *, collect: bool = True) -> None:
+        """As `write`, for what has happened already: what the disk refuses holds in memory until it is written."""
+        try:
+            self.write(model, slot, collect=collect)
+        except DeviceError as error:
+            if model not in self._unwritten:
+                _log.error("the state of %s is held in memory: %s", model, error)
+            self._unwritten[model] = slot
+
+    def settle(self) -> None:
+        """Write what the disk has refused before.
+
+        Raises:
+            DeviceError: it refuses again; it still holds in memory.
+        """
+        for model, slot in list(self._unwritten.items()):
+            self.write(model, slot)
 
     def revoked(self, slot: Slot) -> dict[str, str]:
         """Which of a slot's packages may not run any more: the reason by sha256."""
@@ -218,6 +242,8 @@ class SlotStore:
     def _collect(self) -> None:
         """Delete packages that no slot holds, old unfinished downloads, and what a cut left of atomic writes."""
         kept = set()
+        if self._unwritten:
+            return  # what the disk says of these may be wanted again after a power cut
         try:
             for model in self.models():
                 slot = self.read(model)

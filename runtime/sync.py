@@ -9,6 +9,8 @@ Rules
   slow, or breaks after so many bytes, still carries something.
 - A server that refuses the format or the compression (415, or 400 by one that knew JSON alone) gets plain JSON at
   once, and for a day: an old server costs one more request, not its devices.
+- A server that speaks older versions alone is spoken to in the newest that it names, at once, and for a day. One that
+  speaks none of this device's is named as such, and the records wait.
 - A permanent refusal (the key was revoked) still tries again, at the longest wait: a restored server may know us.
 """
 
@@ -17,8 +19,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from .errors import ServerError, WireError
@@ -47,7 +51,8 @@ RETRY_AFTER_S_MAX: Final = 86400.0
 PROBLEM_CHARACTERS_MAX: Final = 300
 BATCH_BYTES_MAX: Final = SYNC_BYTES_MAX // 2  # as the journal counts; JSON is larger
 BATCH_BYTES_MIN: Final = 8 << 10
-PLAIN_S: Final = 86400.0  # how long a server that refused the format is spoken to in plain JSON
+PLAIN_S: Final = 86400.0  # how long a server that refused the format or the version is spoken to in another
+_SPOKEN: Final = re.compile(r"speaks versions (\d{1,9}) to (\d{1,9})\b")  # in every server's refusal of a version
 RESPONSE_BYTES_MAX: Final = 4 << 20  # of an answer's plain body
 
 
@@ -91,10 +96,12 @@ class Sync:
         known: what was remembered from the last time.
         rng: for the jitter.
         format, gzip: how to say it, to a server that understands.
+        wire: the newest version that this device speaks; it speaks all before it.
 
     Attributes:
         batch_bytes: how much to send at once, as the journal counts.
         plain_until_s: until then everything is sent as plain JSON.
+        older_wire, older_until_s: until then this version is spoken.
     """
 
     interval_s: float
@@ -104,11 +111,15 @@ class Sync:
     rng: random.Random = field(default_factory=random.Random)
     format: Format = "msgpack"
     gzip: bool = True
+    wire: int = WIRE_VERSION
     failures: int = 0
     next_s: float = 0.0
     batch_bytes: int = BATCH_BYTES_MAX
     plain_until_s: float = -math.inf
+    older_wire: int = WIRE_VERSION
+    older_until_s: float = -math.inf
     _is_plain: bool = False
+    _spoken: int = WIRE_VERSION
     _sent: dict[Stream, list[tuple[str, int]]] = field(default_factory=dict)
 
     def request(
@@ -129,10 +140,11 @@ class Sync:
             for stream, records in zip(STREAMS, (events, details), strict=True)
         }
         self._is_plain = now_s < self.plain_until_s
+        self._spoken = self.older_wire if now_s < self.older_until_s else self.wire
         format: Format = "json" if self._is_plain else self.format
         body = encode(
             SyncRequest(
-                wire=WIRE_VERSION,
+                wire=self._spoken,
                 boot=boot,
                 anchor=anchor,
                 running=tuple(running),
@@ -208,7 +220,13 @@ class Sync:
 
     def failed(self, now_s: float, error: ServerError | None = None) -> float:
         """Note a failure; returns the seconds until the next try."""
-        if error is not None and error.status in (400, 415) and not self._is_plain and self._is_special:
+        if error is not None and error.spoken is not None:
+            low, high = error.spoken
+            common = min(self._spoken - 1, high)
+            if common >= max(1, low):
+                self.older_wire, self.older_until_s, self.next_s = common, now_s + PLAIN_S, now_s
+                return 0.0
+        elif error is not None and error.status in (400, 415) and not self._is_plain and self._is_special:
             self.plain_until_s, self.next_s = now_s + PLAIN_S, now_s
             return 0.0
         bound = min(self.backoff_max_s, self.backoff_min_s * 2.0 ** min(self.failures, 40))
@@ -225,10 +243,7 @@ class Sync:
 
 def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> ServerError:
     """Turn an answer that is no 200 into an error that says what the server said; header names in lower case."""
-    retry_after: float | None = None
-    value = headers.get("retry-after", "")
-    if value.isdigit():
-        retry_after = float(min(int(value), int(RETRY_AFTER_S_MAX)))
+    retry_after = _retry_after_s(headers)
     text = body[:PROBLEM_CHARACTERS_MAX].decode("utf-8", "replace").strip()
     if is_web_page(body, headers.get("content-type", "")) or status == 511 or 300 <= status < 400:
         where = headers.get("location", "")[:200]
@@ -244,9 +259,25 @@ def read_refusal(status: int, headers: Mapping[str, str], body: bytes) -> Server
         text = str(problem.get("detail") or problem.get("title") or text)[:PROBLEM_CHARACTERS_MAX]
     except (ValueError, AttributeError, RecursionError):
         pass  # not problem+json: the text itself is the reason
+    spoken = _SPOKEN.search(text) if status == 400 else None
+    if spoken is not None and not int(spoken[1]) <= WIRE_VERSION:
+        text += f"; this device speaks 1 to {WIRE_VERSION}: install a newer TinyLCM on it"
     return ServerError(
         f"the server answered {status}: {text or 'no reason given'}",
         retry_after_s=retry_after,
         permanent=status in (401, 403, 410),
         status=status,
+        spoken=None if spoken is None else (int(spoken[1]), int(spoken[2])),
     )
+
+
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds to wait, from either form of `Retry-After`: a date counts from the answer's own, not from this clock."""
+    value = headers.get("retry-after", "").strip()
+    if value.isascii() and value.isdecimal():
+        return min(float(value), RETRY_AFTER_S_MAX)
+    try:
+        wait = parsedate_to_datetime(value) - parsedate_to_datetime(headers.get("date", ""))
+    except (ValueError, TypeError):
+        return None
+    return min(max(wait.total_seconds(), 0.0), RETRY_AFTER_S_MAX)

@@ -131,7 +131,7 @@ def _look(client: HttpClient, path: str, size: int) -> int:
     if answer.headers.get("upload-complete") == "?1":
         return size
     # All of it without having been stored can only be a wrong beginning: the server begins anew at 0.
-    return int(text) if text.isdigit() and int(text) < size else 0
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 20 and int(text) < size else 0
 
 
 def _age(path: Path) -> int:

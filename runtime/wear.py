@@ -81,6 +81,10 @@ class Wear:
                 self._doublings -= 1
         return self._stretched_s
 
+    def rebase(self, interval_s: float) -> None:
+        """Take another configured time between commits; what the budget has made of it stays a multiple of it."""
+        self._base_s = interval_s
+
     @property
     def _stretched_s(self) -> float:
         if not self._doublings:

@@ -6,6 +6,8 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -145,9 +147,10 @@ def test_clocks_that_jump_expire_nothing_and_keep_nothing_alive(world: World, ye
 def test_a_configuration_is_applied_at_once_kept_and_reported(world: World) -> None:
     with world.open() as device:
         device.sync()
-        world.set({"server": {"sync_interval_s": 7}, "trial": {"windows": 3}})
+        world.set({"server": {"sync_interval_s": 7}, "trial": {"windows": 3}, "journal": {"commit_interval_s": 9}})
         device.sync()
         assert device.agent.sync.interval_s == 7 and device.config.trial.windows == 3
+        assert device.journal.stats().wear["commit_interval_s"] == 9
         (said,) = settings.get(world.web.kit.db, "all").devices
         assert (said.version, said.state) == (1, "applied")
     with world.open() as again:
@@ -175,6 +178,32 @@ def test_a_configuration_that_the_agent_cannot_run_with_is_rolled_back(world: Wo
         assert said.state == "rolled_back" and "no such thing" in said.reason
         device.sync()
         assert len(settings.get(world.web.kit.db, "all").devices) == 1
+
+
+def test_a_configuration_under_which_the_loop_breaks_is_rolled_back(world: World) -> None:
+    with world.open() as device:
+        device.sync()
+
+        def breaks() -> None:
+            if device.config.metrics_interval_s == 5:
+                raise RuntimeError("a bug that these settings wake")
+
+        device.agent.also = breaks
+        world.set({"device": {"metrics_interval_s": 5}})
+        device.sync()
+        assert device.config.metrics_interval_s == 5
+        stop = threading.Event()
+        loop = threading.Thread(target=device.agent.run, args=(stop,))
+        loop.start()
+        deadline = time.monotonic() + 20
+        while device.config.metrics_interval_s == 5 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        stop.set()
+        loop.join(20)
+        assert device.config.metrics_interval_s == 60
+        device.sync()
+        (said,) = settings.get(world.web.kit.db, "all").devices
+        assert said.state == "rolled_back" and "a bug that these settings wake" in said.reason
 
 
 def one_cut(world: World, url: str, kill_at: int) -> tuple[bool, str]:

@@ -28,6 +28,8 @@ def test_the_written_default_is_the_default(tmp_path: Path) -> None:
         ({"server": {"insecure": 1}}, "insecure: expected bool, got int"),
         ({"journal": {"journal_bytes_max": 1000}}, "journal_bytes_max: is 1000"),
         ({"journal": {"journal_bytes_max": 1 << 20}}, "must hold events_bytes_max"),
+        ({"journal": {"urgent": "sample"}}, "urgent: expected a list, got str"),
+        ({"journal": {"urgent": [1]}}, r"urgent\[0\]: expected a string"),
         ({"models": {"Bad Name": {"package": "x"}}}, "no model name"),
         ({"models": {"good": {"pakage": "x"}}}, "pakage: is not known"),
         ({"trial": {"windows": 0}}, "windows: is 0"),

@@ -222,6 +222,18 @@ def test_details_wait_for_their_group_and_events_do_not(tmp_path: Path) -> None:
         assert detail.result(5).boot_ns == 0
 
 
+def test_another_interval_counts_at_once_for_what_waits_too(tmp_path: Path) -> None:
+    clock = HandClock()
+    with Journal.open(tmp_path, JournalLimits(commit_interval_s=600.0), clock) as journal:
+        detail = journal.append("details", "summary", {"n": 1})
+        clock.now_s = 5.0
+        journal.commit_within(4.0)
+        assert detail.result(5).seq == 1
+        assert journal.stats().wear["commit_interval_s"] == 4.0
+        with pytest.raises(ConfigError, match="commit_interval_s is -1"):
+            journal.commit_within(-1.0)
+
+
 def test_flush_does_not_wait_for_the_interval(tmp_path: Path) -> None:
     with Journal.open(tmp_path, JournalLimits(commit_interval_s=3600.0), SystemClock()) as journal:
         future = journal.append("details", "summary", {"n": 1})

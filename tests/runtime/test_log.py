@@ -48,6 +48,50 @@ def segment_bytes(*entries: bytes, first_seq: int = 1, epoch: str = EPOCH) -> by
 # Damage
 
 
+def test_after_a_failed_fsync_the_file_is_opened_anew_and_what_it_has_lost_is_declared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path)
+    commit(log, 1, 3)
+    path = next(tmp_path.glob("*.seg"))
+    second = ENTRIES_AT + len(entry(1)) + 20
+
+    def failing(handle: int) -> None:
+        with path.open("r+b") as file:  # the disk is no better than its fsync: a record that it had confirmed goes too
+            file.seek(second)
+            file.write(b"\0\0\0\0")
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            commit(log, 4, 4)
+    assert not log.has_losses
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fadvise", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            commit(log, 4, 4)  # nothing is written before the file was read back
+    assert len(list(tmp_path.glob("*.seg"))) == 1
+    commit(log, 4, 4)
+    assert [(loss.first, loss.last, loss.reason) for loss in log.losses(10)] == [(2, 2, "damaged")]
+    assert seqs(log) == [1, 3, 4] and log.damaged == 1
+    assert path.stat().st_size == ENTRIES_AT + sum(len(entry(seq)) for seq in (1, 2, 3))
+
+
+def test_a_failed_write_costs_nothing_when_the_disk_still_has_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = open_log(tmp_path)
+    commit(log, 1, 3)
+    log.acknowledge(EPOCH, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", lambda handle: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+        with pytest.raises(OSError, match="Input/output error"):
+            commit(log, 4, 4)
+    commit(log, 4, 4)
+    assert seqs(log) == [3, 4] and not log.has_losses
+
+
 def test_a_file_in_the_way_of_the_folder_is_a_device_error(tmp_path: Path) -> None:
     (tmp_path / "details").write_text("here")
     with pytest.raises(DeviceError, match="file, not a folder"):

@@ -77,8 +77,10 @@ def try_mutations(kind: str, seeds: range, tmp_path: Path) -> None:
     document = (
         {"input": {"name": "x", "shape": [1, 3]}}
         if kind == "onnx"
-        else {"input": {"name": "x", "shape": [1, 16], "dtype": "int8"}, "labels": ["a", "b", "c", "d"]}
+        else {"input": {"name": "x:0", "shape": [1, 16], "dtype": "int8"}, "labels": ["a", "b", "c", "d"]}
     )
+    whole = packaged(document, {f"model.{kind}": model}, format=kind)
+    assert probe(write(tmp_path, whole.data), timeout_s=60, memory_bytes=2 << 30)["windows"] == 1
     for seed in seeds:
         package = packaged(document, {f"model.{kind}": mutated(model, seed)}, format=kind)
         try:

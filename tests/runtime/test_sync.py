@@ -120,6 +120,22 @@ def test_refusals_say_what_the_server_said() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "date", "wait_s"),
+    [
+        ("Wed, 21 Oct 2015 07:30:00 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 120.0),
+        ("Wed, 21 Oct 2015 07:00:00 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Wed, 21 Oct 2099 07:28:00 GMT", "Wed, 21 Oct 2015 07:28:00 GMT", 86400.0),
+        ("Wed, 21 Oct 2015 07:30:00 GMT", "", None),  # this device's own clock may be years off
+        ("soon", "Wed, 21 Oct 2015 07:28:00 GMT", None),
+        ("\xb2", "", None),
+        ("-5", "", None),
+    ],
+)
+def test_a_date_to_come_back_at_counts_from_the_servers_own(value: str, date: str, wait_s: float | None) -> None:
+    assert read_refusal(503, {"retry-after": value, "date": date}, b"").retry_after_s == wait_s
+
+
+@pytest.mark.parametrize(
     ("status", "headers", "body"),
     [
         (200, {"content-type": "application/json"}, b"  <html><body>Please log in</body></html>"),

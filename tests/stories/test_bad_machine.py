@@ -7,13 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from models import make_package, make_signer, write_keys
 from tinylcm import Device, DeviceError
-from tinylcm.config import DeviceConfig, JournalConfig
+from tinylcm.config import DeviceConfig, JournalConfig, ModelConfig, TrialConfig
+from tinylcm.slots import State
+
+SMALL = JournalConfig(
+    journal_bytes_max=512 << 10, events_bytes_max=128 << 10, segment_bytes_max=16 << 10, commit_interval_s=0.0
+)
 
 # The interpreter may live where nobody can read, so it is loaded first and steps down afterwards.
 STEP_DOWN = """
@@ -121,10 +127,7 @@ def fill(disk: Path) -> Path:
 
 def test_a_full_disk_stops_no_prediction_and_loses_no_event(small_disk: Path) -> None:
     write_keys(small_disk / "device" / "trust", make_signer())
-    limits = JournalConfig(
-        journal_bytes_max=512 << 10, events_bytes_max=128 << 10, segment_bytes_max=16 << 10, commit_interval_s=0.0
-    )
-    config = DeviceConfig(small_disk / "device", journal=limits)
+    config = DeviceConfig(small_disk / "device", journal=SMALL)
     with Device.open(config, background=False) as device:
         device.agent.install(make_package())
         model = device.model("gesture")
@@ -145,6 +148,80 @@ def test_a_full_disk_stops_no_prediction_and_loses_no_event(small_disk: Path) ->
         labels = [record for record in device.journal.read("events", 1000, 1 << 20) if record.type == "label"]
         assert [record.payload["prediction"] for record in labels] == [f"p-{index}" for index in range(50)]
         assert before >= 2
+
+
+def test_a_device_that_starts_on_a_full_disk_predicts_and_its_trial_goes_on(
+    small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tinylcm.device.CLOSE_TIMEOUT_S", 0.5)
+    write_keys(small_disk / "device" / "trust", make_signer())
+    (small_disk / "second.tlm").write_bytes(make_package(name="second"))
+    config = DeviceConfig(small_disk / "device", journal=SMALL, trial=TrialConfig(windows=3))
+    with Device.open(config, background=False) as device:
+        device.agent.install(make_package())
+    config = replace(config, models={"second": ModelConfig(package=small_disk / "second.tlm")})
+    ballast = fill(small_disk)
+    device = Device.open(config, background=False)
+    model = device.model("gesture")
+    assert "disk is full" in device.agent.last_error  # the second model has no room
+    for _ in range(5):
+        device.agent.tick()
+        assert model.infer([1, 2, 3]).version == "1.0.0"
+    device.agent.tick()
+    assert device.slots()["gesture"].state is State.CONFIRMED
+    with pytest.raises(DeviceError, match=r"records are not durable: .*the disk is full"):
+        device.close()
+    ballast.unlink()
+    with Device.open(config, background=False) as device:
+        assert device.slots()["gesture"].state is State.TRIAL  # the disk never heard of it
+        assert device.model("second").infer([1, 2, 3]).label
+
+
+def test_a_package_that_fails_its_trial_on_a_full_disk_is_left_and_never_confirmed(small_disk: Path) -> None:
+    write_keys(small_disk / "device" / "trust", make_signer())
+    trial = TrialConfig(windows=3, latency_p95_us=1e9)
+    config = DeviceConfig(small_disk / "device", journal=SMALL, trial=trial)
+    with Device.open(config, background=False) as device:
+        device.agent.install(make_package())
+        model = device.model("gesture")
+        predict(device, 3)
+        device.agent.install(make_package(version="2.0.0"))
+        ballast = fill(small_disk)
+        device.agent._installer.trial = replace(trial, latency_p95_us=1e-9)
+        predict(device, 3)
+        device.agent._installer.trial = trial
+        predict(device, 6)
+        assert model.infer([1, 2, 3]).version == "1.0.0"
+        slot = device.slots()["gesture"]
+        assert slot.state is State.CONFIRMED and slot.active is not None and slot.active.version == "1.0.0"
+        ballast.unlink()
+        device.agent.tick()
+    with Device.open(config, background=False) as device:
+        slot = device.slots()["gesture"]
+        assert slot.state is State.CONFIRMED and slot.active is not None and slot.active.version == "1.0.0"
+
+
+def test_a_rollback_by_hand_that_the_disk_refuses_says_so(small_disk: Path) -> None:
+    write_keys(small_disk / "device" / "trust", make_signer())
+    config = DeviceConfig(small_disk / "device", journal=SMALL, trial=TrialConfig(windows=3))
+    with Device.open(config, background=False) as device:
+        device.agent.install(make_package())
+        predict(device, 3)
+        device.agent.install(make_package(version="2.0.0"))
+        ballast = fill(small_disk)
+        with pytest.raises(DeviceError, match="disk is full"):
+            device.agent.rollback("gesture")
+        assert device.model("gesture").infer([1, 2, 3]).version == "1.0.0"
+        ballast.unlink()
+
+
+def predict(device: Device, windows: int) -> None:
+    """So many windows, and the agent's turn before and after them."""
+    model = device.model("gesture")
+    device.agent.tick()
+    for _ in range(windows):
+        model.infer([1, 2, 3])
+    device.agent.tick()
 
 
 def test_a_package_that_does_not_fit_leaves_the_old_one(small_disk: Path) -> None:

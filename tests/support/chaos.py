@@ -8,9 +8,13 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from types import TracebackType
 from typing import Final
+
+from tinylcm.errors import WireError
+from tinylcm.wire import SYNC_BYTES_MAX, decode_request, expand
 
 FATES: Final = ("pass", "reset request", "reset answer", "truncate answer", "delay", "duplicate", "swallow answer")
 CHUNK: Final = 16 << 10
@@ -30,6 +34,7 @@ class ChaosProxy:
         calm: let everything pass from now on.
         fates: how many connections had which.
         answers_cut: answers of the server that did not reach the client whole, though the server had the request.
+        requested: what each connection to the server carried, as far as the server was sent it.
         errors: what went wrong in the proxy itself; a test asserts that there is nothing.
     """
 
@@ -41,6 +46,7 @@ class ChaosProxy:
         self.calm = False
         self.fates: Counter[str] = Counter()
         self.answers_cut = 0
+        self.requested: list[bytes] = []
         self.errors: list[BaseException] = []
         self._guard = threading.Lock()
         self._stop = threading.Event()
@@ -90,7 +96,7 @@ class ChaosProxy:
         drain = threading.Thread(target=_drain, args=(twin,), daemon=True) if twin is not None else None
         if drain is not None:
             drain.start()
-        sent = 0
+        sent, carried = 0, bytearray()
         with suppress(OSError):
             while chunk := client.recv(CHUNK):
                 if fate == "delay":
@@ -102,8 +108,11 @@ class ChaosProxy:
                     break
                 server.sendall(chunk)
                 sent += len(chunk)
+                carried += chunk
                 if twin is not None:
                     twin.sendall(chunk)
+        with self._guard:
+            self.requested += [bytes(carried)] * (1 if twin is None else 2)
         with suppress(OSError):
             server.shutdown(socket.SHUT_WR)
         if twin is not None:
@@ -132,6 +141,29 @@ class ChaosProxy:
                 given += len(chunk)
             client.shutdown(socket.SHUT_WR)
 
+    def sent_again(self) -> tuple[int, int]:
+        """Whole syncs that the server was sent with a record that an earlier one had carried, and such records."""
+        seen: set[tuple[str, str, int]] = set()
+        requests = records = 0
+        for carried in self.requested:
+            for body, headers in _posts(carried):
+                try:
+                    message = decode_request(
+                        expand(body, SYNC_BYTES_MAX) if headers.get("content-encoding") == "gzip" else body,
+                        headers.get("content-type", ""),
+                    )
+                except WireError:
+                    continue  # the enrolment, or another request than a sync
+                ids = {
+                    (stream, str(item["epoch"]), int(item["seq"]))  # type: ignore[index]
+                    for stream, items in (("events", message.events), ("details", message.details))
+                    for item in items
+                }
+                records += len(ids & seen)
+                requests += bool(ids & seen)
+                seen |= ids
+        return requests, records
+
     def close(self) -> None:
         """Stop listening, and let go of every connection."""
         self._stop.set()
@@ -147,6 +179,19 @@ class ChaosProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _posts(carried: bytes) -> Iterator[tuple[bytes, dict[str, str]]]:
+    """The bodies and headers of the syncs that a connection carried whole."""
+    while carried:
+        head, _, rest = carried.partition(b"\r\n\r\n")
+        first, *lines = head.decode("latin-1").split("\r\n")
+        pairs = (line.split(":", 1) for line in lines if ":" in line)
+        headers = {name.strip().lower(): value.strip() for name, value in pairs}
+        length = int(headers.get("content-length", "0"))
+        if first.startswith("POST /api/v1/sync ") and length and len(rest) >= length:
+            yield rest[:length], headers
+        carried = rest[length:]
 
 
 def _reset(connection: socket.socket) -> None:
