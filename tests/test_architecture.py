@@ -91,6 +91,8 @@ SERVER_MAY = {
     "commands",
     "remote_config",
 }
+# `backends` is the seam through which any other package adds a format: the bridge's `backend` is one of them.
+BRIDGE_MAY = {"types", "errors", "wire", "_ext"}
 ROUTES_MAY_NOT_BE_IMPORTED_BELOW = {"starlette", "uvicorn"}
 LOGIC = {
     "fleet",
@@ -186,6 +188,13 @@ def test_the_server_takes_only_shared_rooms_of_the_runtime_and_nobody_takes_the_
             assert not any(item.split(".")[0] == "tinysphere" for item in imports_of(path, package)), path
 
 
+def test_the_bridge_takes_only_values_and_the_seam_of_backends_from_the_runtime() -> None:
+    for path, package, room in files_of("firmware_bridge", "firmware_bridge"):
+        taken = rooms(imports_of(path, package), "tinylcm")
+        allowed = BRIDGE_MAY | ({"backends"} if room in ("backend", "originals") else set())
+        assert taken - allowed == set(), path
+
+
 def test_there_is_no_http_below_the_routes() -> None:
     for path, package, room in files_of("server", "tinysphere"):
         if room in LOGIC:
@@ -199,7 +208,9 @@ def test_the_client_imports_nothing_of_the_server() -> None:
     assert not any(name.startswith("tinysphere") for name in names)
 
 
-@pytest.mark.parametrize(("folder", "tests"), [("runtime", "runtime"), ("server", "server")])
+@pytest.mark.parametrize(
+    ("folder", "tests"), [("runtime", "runtime"), ("server", "server"), ("firmware_bridge", "bridge")]
+)
 def test_every_module_has_its_tests(folder: str, tests: str) -> None:
     there = {path.name for path in (ROOT / "tests" / tests).glob("test_*.py")}
     exempt = {"__init__", "version", "types", "models"}  # values and tables without behaviour
