@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard runtime/_ext/*.pyx runtime/_ext/*.pxd) setup.py pyproject.toml
 
-.PHONY: demo build test lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture
+.PHONY: demo build test lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture firmware
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/activity/demo.py $(if $(KEEP),--keep)
@@ -61,6 +61,13 @@ sanitize:
 
 aarch64: $(VENV)/.dev
 	bash scripts/aarch64.sh
+
+# The example for QEMU's MPS2 board, and what the C library takes on a Cortex-M3.
+firmware: $(BIN)/python
+	@command -v arm-none-eabi-gcc >/dev/null \
+	  || { echo "needs a compiler for Cortex-M: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi (qemu-system-arm runs it)"; exit 1; }
+	@$(BIN)/python -c 'import numpy' 2>/dev/null || $(PIP) install numpy
+	$(MAKE) -s -C firmware_bridge/c mps2 OUT=$(CURDIR)/build/firmware PYTHON=$(CURDIR)/$(BIN)/python
 
 annotate: $(VENV)/.dev
 	TINYMLOPS_ANNOTATE=1 $(BIN)/python setup.py -q build_ext --force --build-lib build/annotate

@@ -1,0 +1,158 @@
+#include "tb_frame.h"
+
+#include "tb_bytes.h"
+#include "tb_crc.h"
+
+tb_status tb_decoder_init(tb_decoder *decoder, uint8_t *buffer, size_t size)
+{
+  if (!decoder || !buffer || size < tb_frame_buffer_size(TB_PAYLOAD_MIN)) {
+    return TB_ERR_ARG;
+  }
+  size_t most = tb_frame_buffer_size(TB_PAYLOAD_MAX);
+  decoder->buffer = buffer;
+  decoder->size = (uint16_t)(size < most ? size : most);
+  decoder->length = 0;
+  decoder->left = 0;
+  decoder->code = 0;
+  decoder->damaged = false;
+  return TB_OK;
+}
+
+static int finished(tb_decoder *decoder, tb_frame *out_frame)
+{
+  const uint8_t *body = decoder->buffer;
+  uint16_t length = decoder->length;
+  bool empty = decoder->code == 0 && !decoder->damaged;
+  bool damaged = decoder->damaged || decoder->left != 0 || length < TB_FRAME_HEAD + TB_FRAME_CRC;
+  decoder->length = 0;
+  decoder->left = 0;
+  decoder->code = 0;
+  decoder->damaged = false;
+  if (empty) {
+    return 0;
+  }
+  if (damaged) {
+    return TB_ERR_FRAME;
+  }
+  uint16_t covered = (uint16_t)(length - TB_FRAME_CRC);
+  if (tb_crc32(0, body, covered) != tb_get_u32(body + covered)) {
+    return TB_ERR_FRAME;
+  }
+  out_frame->version = body[0] >> 4;
+  out_frame->flags = body[0] & 15;
+  out_frame->type = body[1];
+  out_frame->seq = tb_get_u16(body + 2);
+  out_frame->payload = body + TB_FRAME_HEAD;
+  out_frame->size = (uint16_t)(covered - TB_FRAME_HEAD);
+  return 1;
+}
+
+static void append(tb_decoder *decoder, uint8_t byte)
+{
+  if (decoder->length == decoder->size) {
+    decoder->damaged = true;
+  } else {
+    decoder->buffer[decoder->length++] = byte;
+  }
+}
+
+int tb_decoder_byte(tb_decoder *decoder, uint8_t byte, tb_frame *out_frame)
+{
+  if (byte == 0) {
+    return finished(decoder, out_frame);
+  }
+  if (decoder->damaged) {
+    return 0;
+  }
+  if (decoder->left == 0) { /* a code: the block before it ends in a zero, unless it was a full one */
+    if (decoder->code != 0 && decoder->code != 0xff) {
+      append(decoder, 0);
+    }
+    decoder->code = byte;
+    decoder->left = (uint8_t)(byte - 1);
+  } else {
+    append(decoder, byte);
+    decoder->left--;
+  }
+  return 0;
+}
+
+static void place(tb_encoder *encoder, uint8_t byte)
+{
+  if (encoder->room == 0) {
+    encoder->full = true;
+    return;
+  }
+  encoder->room--;
+  encoder->ring->data[encoder->at] = byte;
+  encoder->at = encoder->at + 1 == encoder->ring->size ? 0 : encoder->at + 1;
+}
+
+static void begin_block(tb_encoder *encoder)
+{
+  encoder->mark = encoder->at;
+  encoder->code = 1;
+  place(encoder, 0); /* the code comes when the block is known */
+}
+
+static void end_block(tb_encoder *encoder)
+{
+  if (!encoder->full) {
+    encoder->ring->data[encoder->mark] = encoder->code;
+  }
+}
+
+static void stuff(tb_encoder *encoder, const uint8_t *data, size_t n)
+{
+  while (n-- && !encoder->full) {
+    uint8_t byte = *data++;
+    if (encoder->code == 0xff) { /* full: the next block begins only when a byte follows */
+      end_block(encoder);
+      begin_block(encoder);
+    }
+    if (byte == 0) {
+      end_block(encoder);
+      begin_block(encoder);
+    } else {
+      place(encoder, byte);
+      encoder->code++;
+    }
+  }
+}
+
+void tb_encoder_begin(tb_encoder *encoder, tb_ring *ring, uint32_t reserve, uint8_t flags, uint8_t type, uint16_t seq)
+{
+  uint32_t room = tb_ring_free(ring);
+  encoder->ring = ring;
+  encoder->at = ring->head;
+  encoder->room = room > reserve ? room - reserve : 0;
+  encoder->crc = 0;
+  encoder->full = false;
+  place(encoder, 0);
+  begin_block(encoder);
+  uint8_t head[TB_FRAME_HEAD];
+  head[0] = (uint8_t)(TB_PROTOCOL_VERSION << 4 | (flags & 15));
+  head[1] = type;
+  tb_put_u16(head + 2, seq);
+  tb_encoder_put(encoder, head, sizeof head);
+}
+
+void tb_encoder_put(tb_encoder *encoder, const uint8_t *data, size_t n)
+{
+  encoder->crc = tb_crc32(encoder->crc, data, n);
+  stuff(encoder, data, n);
+}
+
+tb_status tb_encoder_end(tb_encoder *encoder)
+{
+  uint8_t crc[TB_FRAME_CRC];
+  tb_put_u32(crc, encoder->crc);
+  stuff(encoder, crc, sizeof crc);
+  end_block(encoder);
+  place(encoder, 0);
+  if (encoder->full) {
+    return TB_ERR_ROOM;
+  }
+  TB_STORE(encoder->ring->head, encoder->at);
+  return TB_OK;
+}
