@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 import sys
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -20,6 +21,23 @@ ROWS, HOP, CHANNELS = 50, 10, 6
 OPS = (1, 2, 3, 4, 5)  # mean, deviation, least, largest, mean difference of neighbours
 TREES, DEPTH = 7, 5
 SHUFFLE_SEED = 7  # examples/activity/stream.py plays the same order
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """The classes' scores where a walk ends; 65535 is 1."""
+
+    scores: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """`feature <= threshold` goes left."""
+
+    feature: int
+    threshold: int
+    left: Split | Leaf
+    right: Split | Leaf
 
 
 def counts(series: np.ndarray) -> np.ndarray:
@@ -43,59 +61,60 @@ def features_of(window: np.ndarray) -> np.ndarray:
 def quantised(features: np.ndarray, offset: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """As the board does it, in f32 and half away from zero."""
     scaled = (features.astype(np.float32) - offset) * scale
-    return np.clip(np.trunc(scaled + np.copysign(np.float32(0.5), scaled)), -32768, 32767).astype(np.int16)
+    rounded = np.trunc(scaled + np.copysign(np.float32(0.5), scaled))
+    result: np.ndarray = np.clip(rounded, -32768, 32767).astype(np.int16)
+    return result
 
 
-def grow(x: np.ndarray, y: np.ndarray, classes: int, depth: int, rng: np.random.Generator) -> list:
-    """A tree as nested lists: [feature, threshold, left, right], or the classes' shares in a leaf."""
+def grow(x: np.ndarray, y: np.ndarray, classes: int, depth: int, rng: np.random.Generator) -> Split | Leaf:
+    """A tree by Gini's index, each split from eight features drawn anew."""
     shares = np.bincount(y, minlength=classes) / len(y)
+    leaf = Leaf(tuple(int(share * 65535 + 0.5) for share in shares))
     if depth == 0 or shares.max() == 1.0:
-        return [shares]
+        return leaf
     best = (np.inf, 0, 0)
     for feature in rng.choice(x.shape[1], 8, replace=False):
-        values = np.unique(x[:, feature])
-        for low, high in pairwise(values):
+        for low, high in pairwise(np.unique(x[:, feature])):
             threshold = (int(low) + int(high)) // 2
             left = x[:, feature] <= threshold
             cost = 0.0
             for part in (y[left], y[~left]):
-                cost += len(part) * (1 - ((np.bincount(part, minlength=classes) / len(part)) ** 2).sum())
+                cost += len(part) * (1 - float(((np.bincount(part, minlength=classes) / len(part)) ** 2).sum()))
             best = min(best, (cost, int(feature), threshold))
     if best[0] == np.inf:
-        return [shares]
+        return leaf
     left = x[:, best[1]] <= best[2]
-    return [
+    return Split(
         best[1],
         best[2],
         grow(x[left], y[left], classes, depth - 1, rng),
         grow(x[~left], y[~left], classes, depth - 1, rng),
-    ]
+    )
 
 
-def flat(tree: list, leaves: list[tuple[int, ...]], nodes: list[bytes]) -> int:
+def flat(tree: Split | Leaf, leaves: list[tuple[int, ...]], nodes: list[bytes]) -> int:
     """Append a tree's nodes, parents first; returns the root's place."""
     at = len(nodes)
     nodes.append(b"")
-    if len(tree) == 1:
-        row = tuple(int(share * 65535 + 0.5) for share in tree[0])
-        if row not in leaves:
-            leaves.append(row)
-        nodes[at] = struct.pack("<hhHH", -1, 0, leaves.index(row), 0)
+    if isinstance(tree, Leaf):
+        if tree.scores not in leaves:
+            leaves.append(tree.scores)
+        nodes[at] = struct.pack("<hhHH", -1, 0, leaves.index(tree.scores), 0)
     else:
-        left, right = flat(tree[2], leaves, nodes), flat(tree[3], leaves, nodes)
-        nodes[at] = struct.pack("<hhHH", tree[0], tree[1], left, right)
+        left, right = flat(tree.left, leaves, nodes), flat(tree.right, leaves, nodes)
+        nodes[at] = struct.pack("<hhHH", tree.feature, tree.threshold, left, right)
     return at
 
 
-def scores_of(trees: list[list], x: np.ndarray, classes: int) -> list[int]:
+def scores_of(trees: list[Split | Leaf], x: np.ndarray) -> list[int]:
     """Scores of a quantised feature vector, as the board adds them up."""
-    sums = [0] * classes
+    reached = []
     for tree in trees:
         node = tree
-        while len(node) > 1:
-            node = node[2] if x[node[0]] <= node[1] else node[3]
-        sums = [total + int(share * 65535 + 0.5) for total, share in zip(sums, node[0], strict=True)]
-    return [total // len(trees) for total in sums]
+        while isinstance(node, Split):
+            node = node.left if x[node.feature] <= node.threshold else node.right
+        reached.append(node.scores)
+    return [sum(scores) // len(trees) for scores in zip(*reached, strict=True)]
 
 
 def factory_model(series: np.ndarray, labels: np.ndarray) -> bytes:
@@ -111,25 +130,28 @@ def factory_model(series: np.ndarray, labels: np.ndarray) -> bytes:
     scale = (16000 / np.abs(table - offset).max(0)).astype(np.float32)
     x, target = quantised(table, offset, scale), np.array(y)
     rng = np.random.default_rng(SHUFFLE_SEED)
-    trees, leaves, bodies, firsts = [], [], [], []
+    trees: list[Split | Leaf] = []
+    leaves: list[tuple[int, ...]] = []
+    bodies: list[list[bytes]] = []
+    firsts: list[int] = []
     for _ in range(TREES):
         chosen = rng.integers(0, len(x), len(x))
         trees.append(grow(x[chosen], target[chosen], len(names), DEPTH, rng))
         nodes: list[bytes] = []
         flat(trees[-1], leaves, nodes)
-        firsts.append(sum(map(len, bodies)))
+        firsts.append(sum(len(body) for body in bodies))
         bodies.append(nodes)
     described = b"".join(
         struct.pack("<BBHff", OPS[i % len(OPS)], i // len(OPS), 0, offset[i], scale[i]) for i in range(len(offset))
     )
-    body = struct.pack("<HHI", TREES, len(leaves), sum(map(len, bodies)))
+    body = struct.pack("<HHI", TREES, len(leaves), sum(len(nodes) for nodes in bodies))
     body += struct.pack(f"<{TREES}I", *firsts) + b"".join(node for nodes in bodies for node in nodes)
     body += b"".join(struct.pack(f"<{len(names)}H", *row) for row in leaves)
     body += bytes(-len(body) % 4)
     vectors = [x[index] for index in (0, 60, 120, 180)]
     selftest = struct.pack("<HH", len(vectors), 0)
     for vector in vectors:
-        scores = scores_of(trees, vector, len(names))
+        scores = scores_of(trees, vector)
         packed = vector.astype("<i2").tobytes()
         selftest += packed + bytes(-len(packed) % 4) + struct.pack("<HH", scores.index(max(scores)), max(scores))
     places = (36, 36 + len(described), 36 + len(described) + len(body))
