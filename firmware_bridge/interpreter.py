@@ -116,6 +116,13 @@ def run_windows(model: BoardModel, windows: Counts) -> Outcome:
     return run_quantised(model, quantise(model, features_of(model, windows)))
 
 
+def predict(model: BoardModel, window: Counts) -> tuple[int, int]:
+    """Class and score of one window of counts `[rows, channels]`."""
+    found = run_windows(model, window[np.newaxis])
+    label = int(found.labels[0])
+    return label, int(found.scores[0, label])
+
+
 def self_test(model: BoardModel) -> int:
     """Run the model's own test vectors, as a board does before it takes a model; returns how many there are.
 

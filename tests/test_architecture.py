@@ -209,7 +209,7 @@ def test_the_client_imports_nothing_of_the_server() -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "tests"), [("runtime", "runtime"), ("server", "server"), ("firmware_bridge", "bridge")]
+    ("folder", "tests"), [("runtime", "runtime"), ("server", "server"), ("firmware_bridge", "firmware_bridge")]
 )
 def test_every_module_has_its_tests(folder: str, tests: str) -> None:
     there = {path.name for path in (ROOT / "tests" / tests).glob("test_*.py")}

@@ -11,7 +11,15 @@ from board_oracle import Oracle
 from tinylcm.errors import ModelError
 
 from firmware_bridge.blob import Feature, Vector, write_model
-from firmware_bridge.interpreter import features_of, quantise, round_half_away, run_windows, scores_of, self_test
+from firmware_bridge.interpreter import (
+    features_of,
+    predict,
+    quantise,
+    round_half_away,
+    run_windows,
+    scores_of,
+    self_test,
+)
 
 
 def extreme_windows(rng: np.random.Generator, count: int, rows: int, channels: int) -> np.ndarray:
@@ -35,6 +43,7 @@ def test_every_window_of_every_model_gives_what_the_oracle_gives(kind: str) -> N
             label = int(outcome.labels[index])
             assert oracle.predict(window) == (label, int(outcome.scores[index, label])), (seed, index)
             labels.add(label)
+        assert predict(model, windows[0]) == oracle.predict(windows[0].tolist())
     assert len(labels) >= 5
 
 
