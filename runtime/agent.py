@@ -6,7 +6,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -24,6 +24,7 @@ from .identity import Identity
 from .installer import Installer
 from .journal import Journal
 from .keys import BUILT_S
+from .logs import LogRecords
 from .monitors import MonitorSet, build_monitors
 from .pipeline import Pipeline
 from .rekey import rekey
@@ -38,6 +39,7 @@ from .wire import (
     SYNC_BYTES_MAX,
     SYNC_RECORDS_MAX,
     Anchor,
+    Board,
     Desired,
     DesiredModel,
     canonical_json,
@@ -88,6 +90,8 @@ class Agent:
         self._next_metrics_s = clock.monotonic_s() + config.metrics_interval_s
         self._http: HttpClient | None = None
         self.also: Callable[[], object] | None = None  # what a device does with every tick
+        self.boards: Callable[[], Sequence[Board]] | None = None  # the boards behind this device, as they are now
+        self.logs = LogRecords(journal.append, clock, config.log)
         self.clock_offset_s: float | None = None
         self.last_error = ""
         self.last_sync_s: float | None = None
@@ -117,6 +121,7 @@ class Agent:
             "rollback": self._rollback,
             "reset_monitors": self._reset_monitors,
             "rotate_key": lambda args: self.rotate_key(),
+            "log_level": self._log_level,
         }
 
     # Slots ------------------------------------------------------------------------------------------------
@@ -124,6 +129,8 @@ class Agent:
     def start(self) -> None:
         """Count this start in every trial, and end trials that crash the device."""
         with self._lock:
+            if self._identity is not None and self._identity.device_id:
+                self.logs.start()  # of a device without a server nobody would read them
             self._attempt(self.downlink.boot)
             self._installer.boot()
 
@@ -178,6 +185,7 @@ class Agent:
         now_s = self._clock.monotonic_s()
         self._config, self.sync.interval_s = config, config.server.sync_interval_s
         self._installer.trial = config.trial
+        self.logs.configure(config.log)
         self.sync.next_s = min(self.sync.next_s, now_s + config.server.sync_interval_s)
         self._next_metrics_s = min(self._next_metrics_s, now_s + config.metrics_interval_s)
         if self.reconfigured is not None:
@@ -188,8 +196,14 @@ class Agent:
         self.sync.next_s = self._clock.monotonic_s()
         return None
 
+    def _log_level(self, args: Args) -> Json:
+        level, for_s = str(args["level"]), float(str(args["for_s"]))
+        self.logs.override(level, for_s)
+        return {"level": level, "for_s": for_s}
+
     def _flush(self, args: Args) -> Json:
         self.flush_metrics()
+        self.logs.tick()
         self._journal.flush()
         return None
 
@@ -364,6 +378,7 @@ class Agent:
             details=details,
             now_s=now_s,
             downlink_cursor=self.downlink.cursor,
+            boards=() if self.boards is None else self.boards(),
         )
 
     def _apply(self, desired: Desired) -> None:
@@ -418,6 +433,7 @@ class Agent:
                 self._next_metrics_s = now_s + self._config.metrics_interval_s
                 self._attempt(self.flush_metrics)
             self._attempt(self.downlink.tick)
+            self._attempt(self.logs.tick)
             if self.also is not None:
                 self._attempt(self.also)
         if self._identity is not None and self._identity.device_id and now_s >= self.sync.next_s:
@@ -457,5 +473,6 @@ class Agent:
             self._attempt(self._installer.judge)
             self._installer.close()
             self._attempt(self.downlink.close)
+            self.logs.close()
         if self._http is not None:
             self._http.close()

@@ -16,6 +16,8 @@ from .schedule import parse_hours
 from .wire import Format, check_format
 
 CONFIG_BYTES_MAX = 1 << 20
+LOG_OFF = "off"
+LOG_LEVELS = ("debug", "info", "warning", "error", LOG_OFF)
 _MIB = 1 << 20
 URGENT_MAX = 32
 
@@ -77,6 +79,19 @@ class TrialConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LogConfig:
+    """What of the library's log goes to the server; see `tinylcm.logs`.
+
+    Attributes:
+        level: the least that does: `debug`, `info`, `warning`, `error`, or `off`.
+        per_hour: at most so many lines; what is more is counted.
+    """
+
+    level: str = "warning"
+    per_hour: int = 120
+
+
+@dataclass(frozen=True, slots=True)
 class ModelConfig:
     """How one model runs here; see `tinylcm.loading.Options`.
 
@@ -104,6 +119,7 @@ class DeviceConfig:
         data: the one folder that the device writes to.
         name: shown to people; by default the host's name.
         metrics_interval_s: how often a summary of the metrics is journalled.
+        log: what of the library's log goes to the server.
         models: how each model runs here.
         capture: which inputs are kept.
     """
@@ -116,6 +132,7 @@ class DeviceConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
     journal: JournalConfig = field(default_factory=JournalConfig)
     trial: TrialConfig = field(default_factory=TrialConfig)
+    log: LogConfig = field(default_factory=LogConfig)
     models: dict[str, ModelConfig] = field(default_factory=dict)
     capture: CapturePolicy = field(default_factory=CapturePolicy)
 
@@ -202,6 +219,15 @@ def _trial(fields: Fields) -> TrialConfig:
     )
 
 
+def _log(fields: Fields) -> LogConfig:
+    default = LogConfig()
+    fields.refuse_unknown(*(item.name for item in dataclass_fields(LogConfig)))
+    level = fields.text("level", default.level)
+    if level not in LOG_LEVELS:
+        raise fields.fail("level", f"is {level!r:.40}, expected one of {', '.join(LOG_LEVELS)}")
+    return LogConfig(level, fields.natural("per_hour", default.per_hour, high=100_000))
+
+
 def parse_config(document: object, base: Path) -> DeviceConfig:
     """Check a configuration; relative paths are taken from `base`.
 
@@ -209,7 +235,7 @@ def parse_config(document: object, base: Path) -> DeviceConfig:
         ConfigError: with the key that is wrong.
     """
     fields = Fields(document, "device.toml", ConfigError)
-    fields.refuse_unknown("device", "server", "journal", "trial", "capture", "models")
+    fields.refuse_unknown("device", "server", "journal", "trial", "log", "capture", "models")
     device = fields.table("device", {})
     device.refuse_unknown("name", "data", "metrics_interval_s", "ring_samples", "threads")
     found = {}
@@ -227,6 +253,7 @@ def parse_config(document: object, base: Path) -> DeviceConfig:
         server=_server(fields.table("server", {})),
         journal=_journal(fields.table("journal", {})),
         trial=_trial(fields.table("trial", {})),
+        log=_log(fields.table("log", {})),
         models=found,
         capture=parse_capture(fields.table("capture", {})),
     )
@@ -252,6 +279,7 @@ def load_config(path: Path | str) -> DeviceConfig:
 def default_toml() -> str:
     """A device.toml with every key at its default."""
     server, journal, trial, capture = ServerConfig(), JournalConfig(), TrialConfig(), CapturePolicy()
+    log = LogConfig()
     return f"""# A TinyLCM device. Every key may be left out; what stands here is the default.
 [device]
 name = ""                     # shown to people; empty: the host's name
@@ -293,6 +321,10 @@ confidence_min = {trial.confidence_min}          # least mean confidence
 alarms_max = {trial.alarms_max}                # drift alarms; 0: not judged
 probe_timeout_s = {trial.probe_timeout_s}
 probe_memory_bytes = {trial.probe_memory_bytes}
+
+[log]                         # what of the library's own log goes to the server
+level = "{log.level}"             # debug, info, warning, error, or off
+per_hour = {log.per_hour}                # lines at most; what is more is counted
 
 [capture]                     # which inputs are kept; each rule stands for itself, 0 turns it off
 every_nth = {capture.every_nth}                 # one window of so many

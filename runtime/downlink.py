@@ -26,28 +26,6 @@ _log = logging.getLogger("tinylcm")
 REPORT_TIMEOUT_S: Final = 2.0
 
 
-class _LogLevel:
-    """The level of the library's log: another one for a while, then as it was."""
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._before: int | None = None
-        self._until_s = 0.0
-
-    def set(self, args: Args) -> Json:
-        level, for_s = str(args["level"]), float(str(args["for_s"]))
-        if self._before is None:
-            self._before = _log.level
-        self._until_s = self._clock.monotonic_s() + for_s
-        _log.setLevel(level.upper())
-        return {"level": level, "for_s": for_s}
-
-    def restore(self, *, force: bool = False) -> None:
-        if self._before is not None and (force or self._clock.monotonic_s() >= self._until_s):
-            _log.setLevel(self._before)
-            self._before = None
-
-
 class Downlink:
     """The device's side of commands and configuration.
 
@@ -60,7 +38,7 @@ class Downlink:
         apply: puts a configuration into force, or raises.
 
     Attributes:
-        handlers: what each command does; `ping` and `log_level` are there.
+        handlers: what each command does; `ping` is there.
         answered: commands and configurations answered since the start.
     """
 
@@ -75,8 +53,7 @@ class Downlink:
     ) -> None:
         self._clock, self._journal, self._remote, self._apply = clock, journal, remote, apply
         self._ledger = Ledger(config.data / "commands.json", owner, clock)
-        self._level = _LogLevel(clock)
-        self.handlers: dict[str, Handler] = {"ping": self._ping, "log_level": self._level.set}
+        self.handlers: dict[str, Handler] = {"ping": self._ping}
         self.answered = 0
         self._reporting: tuple[dict[str, Json], Future[Record]] | None = None
 
@@ -139,7 +116,6 @@ class Downlink:
         Raises:
             DeviceError: the disk refuses; what is left goes on with the next tick.
         """
-        self._level.restore()
         self._remote.tick()
         self.answered += self._remote.take_reports(partial(self._report, CONFIG_RESULT))
         self.answered += self._ledger.run(self.handlers, partial(self._report, COMMAND_RESULT))
@@ -150,7 +126,6 @@ class Downlink:
         Raises:
             DeviceError: it could not be noted.
         """
-        self._level.restore(force=True)
         self._remote.close()
 
     def _report(self, type: str, payload: dict[str, Json]) -> None:

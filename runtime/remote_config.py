@@ -24,7 +24,7 @@ from typing import Any, Final
 from .capture import PRIVACY, CapturePolicy
 from .checks import Fields
 from .clock import Clock
-from .config import DeviceConfig, TrialConfig, parse_config
+from .config import DeviceConfig, LogConfig, TrialConfig, parse_config
 from .errors import ConfigError, DeviceError, TinyLCMError
 from .files import read_bounded, write_atomic
 from .types import Json
@@ -43,6 +43,7 @@ SETTABLE: Final[Mapping[str, frozenset[str]]] = {
     "server": frozenset({"sync_interval_s"}),
     "journal": frozenset({"commit_interval_s"}),
     "trial": frozenset(item.name for item in fields(TrialConfig)),
+    "log": frozenset(item.name for item in fields(LogConfig)),
     "capture": frozenset(item.name for item in fields(CapturePolicy)),
 }
 SETTABLE_OF_MODEL: Final = frozenset({"latency_us", "memory_bytes"})
@@ -113,6 +114,7 @@ def _document(config: DeviceConfig) -> dict[str, Any]:
         "server": asdict(config.server),
         "journal": {**asdict(config.journal), "urgent": list(config.journal.urgent)},
         "trial": asdict(config.trial),
+        "log": asdict(config.log),
         "capture": asdict(config.capture),
         "models": models,
     }

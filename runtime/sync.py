@@ -34,6 +34,7 @@ from .wire import (
     SYNC_BYTES_MAX,
     WIRE_VERSION,
     Anchor,
+    Board,
     Desired,
     Format,
     Refused,
@@ -133,8 +134,9 @@ class Sync:
         details: Sequence[Record],
         now_s: float,
         downlink_cursor: int = 0,
+        boards: Sequence[Board] = (),
     ) -> Post:
-        """What to post. `events` and `details` are durable records, oldest first."""
+        """What to post. `events` and `details` are durable records, oldest first; `boards` are all of the device."""
         self._sent = {
             stream: [(record.epoch, record.seq) for record in records]
             for stream, records in zip(STREAMS, (events, details), strict=True)
@@ -154,6 +156,7 @@ class Sync:
                 events=[record_to_json(record) for record in events],
                 details=[record_to_json(record) for record in details],
                 downlink_cursor=downlink_cursor,
+                boards=tuple(boards),
             ),
             format,
         )

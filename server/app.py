@@ -30,7 +30,21 @@ from .errors import NotFoundError, RangeNotSatisfiableError, TinySphereError, pr
 from .jobs import Lease, Work, Worker
 from .requestid import RequestIds
 from .requestid import current as request_id
-from .routes import admin, blobs, commands, deployments, devices, drift, fleet, machines, models, pages
+from .routes import (
+    admin,
+    blobs,
+    commands,
+    deployments,
+    devices,
+    drift,
+    events,
+    fleet,
+    health,
+    logs,
+    machines,
+    models,
+    pages,
+)
 from .routes.table import ProblemDocument, Route, Server, endpoint, openapi
 from .s3store import S3Store
 from .store import FolderStore, Store
@@ -46,6 +60,9 @@ ROUTES: Final[tuple[Route, ...]] = (
     *deployments.ROUTES,
     *commands.ROUTES,
     *drift.ROUTES,
+    *health.ROUTES,
+    *events.ROUTES,
+    *logs.ROUTES,
     *admin.ROUTES,
     *machines.ROUTES,
 )

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from .db import Connection, Database, row, rows
+from .feed import note_change
 
 START: Final = "0" * 64
 _PAGE: Final = 1000
@@ -52,6 +53,7 @@ def audit(connection: Connection, who: str, what: str, target: str, now_s: float
     connection.execute(
         "INSERT INTO audit (at, who, what, target, sha256) VALUES (?, ?, ?, ?, ?)", (now_s, who, what, target, sha256)
     )
+    note_change(connection, what, target, now_s)
 
 
 def list_audit(db: Database, before_id: int, limit: int) -> list[AuditEntry]:

@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import urllib3
 
 ANSWER_BYTES_MAX: Final = 64 << 20
+EVENT_BYTES_MAX: Final = 1 << 20
 TRIES: Final = 4
 WAIT_S_MAX: Final = 30.0
 RETRIED: Final = (429, 502, 503, 504)
@@ -364,6 +365,100 @@ class Client:
         """The same as CSV, a line a point."""
         return self._text(_metrics_path(limit, question), "text/csv")
 
+    def usage(self, **question: str | float | None) -> Fields:
+        """Predictions counted.
+
+        Args:
+            question: `device`, `group`, `model`, `version`; `since`, `until` in Unix seconds, 30 days unless given;
+                `by` is what to keep apart, with commas: day, model, version, label.
+        """
+        return self.request("GET", _query("/api/v1/usage", question))
+
+    def usage_csv(self, **question: str | float | None) -> str:
+        """The same as CSV, a line an item."""
+        return self._text(_query("/api/v1/usage", question), "text/csv")
+
+    def fleet_health(self, limit: int = 20) -> Fields:
+        """What is wrong in the fleet; `limit` devices of each check are named."""
+        return self.request("GET", _query("/api/v1/health/fleet", {"limit": limit}))
+
+    def device_health(self, device_id: str) -> Fields:
+        """What is wrong with a device."""
+        return self.request("GET", f"/api/v1/health/devices/{quote(device_id, safe='')}")
+
+    def performance(
+        self, model: str, *, group: str | None = None, since: float | None = None, until: float | None = None
+    ) -> Fields:
+        """How a model's versions do in the field; the last 7 days unless given."""
+        path = f"/api/v1/models/{quote(model, safe='')}/performance"
+        return self.request("GET", _query(path, {"group": group, "since": since, "until": until}))
+
+    def logs(self, *, most: int = 1000, **question: str | float | None) -> list[Fields]:
+        """What devices have logged, newest first.
+
+        Args:
+            most: lines.
+            question: `device`, `level` (the least), `logger`; `since`, `until` in Unix seconds.
+        """
+        asked = {key: None if value is None else str(value) for key, value in question.items()}
+        return list(self.pages("/api/v1/logs", asked, most))
+
+    def follow(
+        self,
+        *,
+        types: str | None = None,
+        device: str | None = None,
+        model: str | None = None,
+        after: str | None = None,
+        again: bool = True,
+    ) -> Iterator[Fields]:
+        """What happens, as it happens: each event with its `id`, `event` and what it tells.
+
+        Args:
+            types: only these, with commas: drift, deployment, command, config, change.
+            device, model: only of these.
+            after: the id of the last event that was seen; without it from now on.
+            again: when the stream ends, go on from the last id, a few seconds later; for ever.
+
+        Raises:
+            ClientError: the server refuses, or the stream ended and `again` is False.
+        """
+        path = _query("/api/v1/events", {"types": types, "device": device, "model": model})
+        failures = 0
+        while True:
+            try:
+                for event in self._events(path, after):
+                    failures, after = 0, str(event["id"])
+                    yield event
+            except ClientError as error:
+                if not again or (error.status and error.status not in RETRIED):
+                    raise
+                failures += 1
+            if not again:
+                return
+            time.sleep(min(3.0 * 2.0 ** min(failures, 4), WAIT_S_MAX))
+
+    def _events(self, path: str, after: str | None) -> Iterator[Fields]:
+        headers = {
+            **self._headers,
+            "Accept": "text/event-stream",
+            **({} if after is None else {"Last-Event-ID": after}),
+        }
+        try:
+            response = self._pool.request(
+                "GET", self._base + path, headers=headers, preload_content=False, redirect=False
+            )
+        except urllib3.exceptions.HTTPError as error:
+            raise ClientError(f"{self._base} cannot be reached: {error}") from error
+        try:
+            if response.status != 200:
+                self._read(response.status, response.read(ANSWER_BYTES_MAX))
+            yield from _read_events(response)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ClientError(f"the stream of {self._base} broke: {error}") from error
+        finally:
+            response.close()
+
     def _text(self, path: str, media: str) -> str:
         status, _, data = self._send("GET", path, None, {"Accept": media})
         if status != 200:
@@ -372,5 +467,26 @@ class Client:
 
 
 def _metrics_path(limit: int, question: Mapping[str, str | float | None]) -> str:
-    fields = {key: value for key, value in {**question, "limit": limit}.items() if value is not None}
-    return f"/api/v1/metrics/query?{urlencode(fields)}"
+    return _query("/api/v1/metrics/query", {**question, "limit": limit})
+
+
+def _query(path: str, question: Mapping[str, str | float | None]) -> str:
+    """An address with what is asked for; None is left out."""
+    fields = {key: value for key, value in question.items() if value is not None}
+    return f"{path}?{urlencode(fields)}" if fields else path
+
+
+def _read_events(response: urllib3.BaseHTTPResponse) -> Iterator[Fields]:
+    """The events of a stream of server-sent events; heartbeats are passed over."""
+    left, event = b"", dict[str, str]()
+    for piece in response.stream(decode_content=True):
+        *lines, left = (left + piece).split(b"\n")
+        if len(left) > EVENT_BYTES_MAX:
+            raise ClientError(f"an event is larger than {EVENT_BYTES_MAX} bytes: is this a TinySphere?")
+        for line in lines:
+            name, _, value = line.decode("utf-8", "replace").rstrip("\r").partition(":")
+            if name:
+                event[name] = value.removeprefix(" ")
+            elif not line.strip() and "data" in event:
+                yield {**json.loads(event["data"]), "id": event.get("id", ""), "event": event.get("event", "")}
+                event = {}

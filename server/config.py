@@ -42,6 +42,10 @@ class ServerConfig:
         keep: how long what the devices have told is kept, and how much of it.
         job_lease_s: how long a job may be silent until another process takes it up.
         retention_every_s: how often what is too old is looked for.
+        events_connections_max, events_connections_each_max: streams of `GET /api/v1/events` of one process, and of one
+            person; more are refused with 503 and 429.
+        events_poll_s, events_heartbeat_s, events_life_s: how often a stream looks for news, says that it lives
+            (and sees whether its token still holds), and ends, so that the follower comes again.
         ca_pem: PEM of the authority that devices pin, or None.
         secure_cookies: True when the server is reached by TLS.
     """
@@ -76,5 +80,10 @@ class ServerConfig:
     keep: Keep = field(default_factory=Keep)
     job_lease_s: float = 20.0
     retention_every_s: float = 3600.0
+    events_connections_max: int = 64
+    events_connections_each_max: int = 8
+    events_poll_s: float = 1.0
+    events_heartbeat_s: float = 15.0
+    events_life_s: float = 3600.0
     ca_pem: bytes | None = None
     secure_cookies: bool = False

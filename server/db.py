@@ -221,6 +221,11 @@ class Database:
                 with suppress(Exception):
                     connection.execute("ROLLBACK")
 
+    @property
+    def waiting(self) -> int:
+        """Jobs that wait for the writer."""
+        return self._queue.qsize()
+
     def submit(self, job: Callable[[Connection], T]) -> Future[T]:
         """Queue a writing job.
 

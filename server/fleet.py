@@ -6,7 +6,7 @@ import base64
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -14,6 +14,7 @@ from tinylcm.checks import INTEGER_MAX
 
 from .audit import audit
 from .auth import same_secret, split_token
+from .boards import BoardView, boards_of
 from .db import Connection, Database, Page, Row, decode_cursor, paged, raise_generation, row, rows
 from .errors import (
     ForbiddenError,
@@ -81,6 +82,7 @@ class DeviceView(msgspec.Struct, frozen=True):
     longitude: float | None
     revoked_at: float | None
     retired_at: float | None
+    boards: list[BoardView]
 
 
 class DevicePatch(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -204,7 +206,7 @@ _VIEW: Final = """SELECT d.*,
  FROM device d"""
 
 
-def _view(found: Row, now_s: float) -> DeviceView:
+def _view(found: Row, now_s: float, boards: Mapping[str, list[BoardView]]) -> DeviceView:
     seen = found["last_seen_at"]
     return DeviceView(
         id=found["id"],
@@ -224,7 +226,13 @@ def _view(found: Row, now_s: float) -> DeviceView:
         longitude=found["longitude"],
         revoked_at=found["revoked_at"],
         retired_at=found["retired_at"],
+        boards=boards.get(found["id"], []),
     )
+
+
+def _views(connection: Connection, found: Sequence[Row], now_s: float) -> list[DeviceView]:
+    boards = boards_of(connection, [item["id"] for item in found])
+    return [_view(item, now_s, boards) for item in found]
 
 
 def list_devices(db: Database, cursor: str | None, limit: int, now_s: float) -> Page[DeviceView]:
@@ -235,8 +243,8 @@ def list_devices(db: Database, cursor: str | None, limit: int, now_s: float) -> 
     """
     after = decode_cursor(cursor, str, "")
     sql = f"{_VIEW} WHERE d.id > ? AND d.retired_at IS NULL ORDER BY d.id LIMIT ?"
-    found = db.read(lambda connection: rows(connection, sql, (after, limit + 1)))
-    return paged([_view(item, now_s) for item in found], limit, lambda device: device.id)
+    found = db.read(lambda connection: _views(connection, rows(connection, sql, (after, limit + 1)), now_s))
+    return paged(found, limit, lambda device: device.id)
 
 
 def get_device(db: Database, device_id: str, now_s: float) -> DeviceView:
@@ -245,10 +253,11 @@ def get_device(db: Database, device_id: str, now_s: float) -> DeviceView:
     Raises:
         NotFoundError: there is none of this id.
     """
-    found = db.read(lambda connection: row(connection, f"{_VIEW} WHERE d.id = ?", (device_id,)))
-    if found is None:
+    sql = f"{_VIEW} WHERE d.id = ?"
+    found = db.read(lambda connection: _views(connection, rows(connection, sql, (device_id,)), now_s))
+    if not found:
         raise NotFoundError(f"there is no device {device_id!r:.40}; see `tinysphere devices`")
-    return _view(found, now_s)
+    return found[0]
 
 
 def etag(row_version: int) -> str:

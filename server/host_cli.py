@@ -79,7 +79,7 @@ def _serve(arguments: argparse.Namespace) -> None:
     import uvicorn
 
     from .app import create_app
-    from .protocol import protocol_with
+    from .protocol import protocol_with, stopping_server
 
     tls, keep = bool(arguments.tls_cert), parse_keep(arguments.keep)
     if bool(arguments.tls_cert) != bool(arguments.tls_key):
@@ -122,7 +122,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         # uvicorn sends itself the signal again after its graceful stop: that must end the process with 0.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         print(f"TinySphere listens on {'https' if tls else 'http'}://{shown}:{port}", flush=True)
-        uvicorn.Server(
+        stopping_server(app.state.server.stopping)(
             uvicorn.Config(
                 app,
                 log_level="warning",

@@ -28,7 +28,7 @@ from tinylcm.wire import (
     record_id,
 )
 
-from . import commands, deployments, distributions, settings
+from . import boards, commands, deployments, distributions, feed, logs, settings
 from .db import Connection, Database, Value, meta, row, rows
 from .rollups import Rollup, Rollups
 
@@ -54,6 +54,8 @@ COLUMNS: Final = {
         "errors", "dropped_samples", "payload",
     ),
     "label": ("device", "prediction", "label", "at", "received_at"),
+    "feed": feed.COLUMNS,
+    "log": logs.COLUMNS,
 }  # fmt: skip
 _LATEST: Final = COLUMNS["summary"][:-1]  # without the payload
 _AT: Final = _LATEST.index("at")
@@ -82,6 +84,10 @@ class _Batch:
     def add(self, table: str, *values: Value) -> None:
         """A row, in the order of `COLUMNS`."""
         self.added.setdefault(table, []).append(values)
+
+    def tell(self, type: str, model: str | None = None, **body: object) -> None:
+        """Let those hear of it who follow what happens."""
+        self.add("feed", *feed.values_of(type, self.now_s, self.device, model, **body))
 
     def note_latest(self, model: str, values: tuple[Value, ...]) -> None:
         """The newest values of a model, in the order of the summary's columns; an older one changes nothing."""
@@ -158,15 +164,20 @@ def sync_in(
 def _note_device(connection: Connection, device: str, request: SyncRequest, now_s: float, next_sync_s: float) -> bool:
     """Whether it reports other capabilities than before: then other selectors may mean it."""
     reported = json.dumps(request.capabilities)
-    before = row(connection, "SELECT capabilities FROM device WHERE id = ?", (device,))
+    before = row(connection, "SELECT capabilities, boards FROM device WHERE id = ?", (device,))
+    count = before["boards"] if before is not None else 0
+    if request.boards or count:
+        count = boards.note(connection, device, request.boards, now_s)
     connection.execute(
         "UPDATE device SET last_seen_at = ?, clock_offset_s = ?, running = ?, next_sync_s = ?,"
+        " boards = ?,"
         " capabilities = CASE WHEN ? = '{}' THEN capabilities ELSE ? END WHERE id = ?",
         (
             now_s,
             request.anchor.wall_s - now_s,
             json.dumps([asdict(running) for running in request.running]),
             next_sync_s,
+            count,
             *(reported,) * 2,
             device,
         ),
@@ -296,11 +307,15 @@ def _alarm(batch: _Batch, fields: Fields, at: float | None) -> None:
                 "labels": table.texts("labels", []),
             }
         )
+    names = [fields.text(key) for key in ("model", "version", "monitor", "detector", "signal")]
+    model, version, monitor, _, signal = names
+    statistic, threshold = (_optional_number(fields, key) for key in ("statistic", "threshold"))
     batch.add(
         "drift_event",
         batch.device,
-        *(fields.text(key) for key in ("model", "version", "monitor", "detector", "signal")),
-        *(_optional_number(fields, key) for key in ("statistic", "threshold")),
+        *names,
+        statistic,
+        threshold,
         *(fields.natural(key, low=-1) for key in ("window", "suspect")),
         at,
         batch.now_s,
@@ -308,6 +323,8 @@ def _alarm(batch: _Batch, fields: Fields, at: float | None) -> None:
         *(_optional_number(fields, key) for key in ("p_value", "arl0")),
         fields.natural("monitors", 1, high=1_000_000),
     )
+    told = {"version": version, "monitor": monitor, "signal": signal, "statistic": statistic, "threshold": threshold}
+    batch.tell("drift", model, **told)
 
 
 def _summary(batch: _Batch, fields: Fields, at: float | None) -> None:
@@ -365,6 +382,8 @@ def _deployment(batch: _Batch, fields: Fields, at: float | None) -> None:
         " updated_at = excluded.updated_at",
         (number, batch.device, state, reason[:REASON_CHARACTERS_MAX], batch.now_s),
     )
+    model = fields.text("model", "") or None
+    batch.tell("deployment", model, deployment=number, state=state, reason=reason)
 
 
 def _device(batch: _Batch, fields: Fields, at: float | None) -> None:
@@ -395,10 +414,19 @@ def _declared_gap(batch: _Batch, fields: Fields, at: float | None) -> None:
 
 def _command_result(batch: _Batch, fields: Fields, at: float | None) -> None:
     commands.note_result(batch.connection, batch.device, fields, batch.now_s)
+    batch.tell("command", None, **{key: fields.value.get(key) for key in ("command", "name", "state", "detail")})
 
 
 def _config_result(batch: _Batch, fields: Fields, at: float | None) -> None:
     settings.note_result(batch.connection, batch.device, fields, batch.now_s)
+    batch.tell("config", None, **{key: fields.value.get(key) for key in ("version", "state", "reason")})
+
+
+def _log(batch: _Batch, fields: Fields, at: float | None) -> None:
+    level, logger, message, dropped = logs.read(fields)
+    if len(batch.added.get("log", ())) >= logs.A_SYNC_MAX:
+        raise WireError(f"log: more than {logs.A_SYNC_MAX} lines in one sync; log less, or at a higher level")
+    batch.add("log", batch.device, level, logger, message, dropped, at, batch.now_s)
 
 
 _Handler = Callable[[_Batch, Fields, "float | None"], None]
@@ -411,4 +439,5 @@ _HANDLERS: Final[Mapping[str, _Handler]] = {
     "gap": _declared_gap,
     "command_result": _command_result,
     "config_result": _config_result,
+    "log": _log,
 }

@@ -122,6 +122,7 @@ class Device(Model):
     next_secret_sha256 = TextField(null=True)
     revoked_at = FloatField(null=True)
     retired_at = FloatField(null=True)
+    boards = BigIntegerField(default=0)
 
 
 class ExpectedDevice(Model):
@@ -205,7 +206,7 @@ class RefusedRecord(Model):
     epoch = TextField()
     seq = BigIntegerField()
     reason = TextField()
-    received_at = FloatField()
+    received_at = FloatField(index=True)
 
     class Meta:
         table_name = "refused_record"
@@ -223,7 +224,7 @@ class Gap(Model):
     to_seq = BigIntegerField()
     reason = TextField(null=True)
     count = BigIntegerField()
-    received_at = FloatField()
+    received_at = FloatField(index=True)
 
     class Meta:
         primary_key = CompositeKey("device", "stream", "epoch", "from_seq", "to_seq")
@@ -456,7 +457,7 @@ class DeviceCommand(Model):
     class Meta:
         table_name = "device_command"
         primary_key = CompositeKey("command", "device")
-        indexes = ((("device", "state", "command"), False),)
+        indexes = ((("device", "state", "command"), False), (("state", "updated_at"), False))
         without_rowid = True
 
 
@@ -498,6 +499,59 @@ class DeviceConfig(Model):
 
     class Meta:
         table_name = "device_config"
+
+
+class Feed(Model):
+    """Something that has happened, for those who follow it; `xact` is the transaction's number on PostgreSQL."""
+
+    id = AutoField()
+    xact = BigIntegerField(default=0)
+    at = FloatField(index=True)
+    type = TextField()
+    device = TextField(null=True)
+    model = TextField(null=True)
+    body = TextField()
+
+    class Meta:
+        indexes = ((("xact", "id"), False),)
+
+
+class Log(Model):
+    """A line of a device's log; `level` as in Python's logging."""
+
+    id = AutoField()
+    device = TextField()
+    level = IntegerField()
+    logger = TextField()
+    message = TextField()
+    dropped = BigIntegerField()
+    at = FloatField(null=True)
+    received_at = FloatField(index=True)
+
+    class Meta:
+        indexes = ((("device", "id"), False),)
+
+
+class BoardRow(Model):
+    """A board behind a device; `gone_at` is since when its device names it no more."""
+
+    device = TextField()
+    uid = TextField()
+    name = TextField()
+    fw = TextField()
+    model = TextField()
+    model_version = TextField()
+    state = TextField()
+    info = TextField()
+    first_seen_at = FloatField()
+    last_seen_at = FloatField(null=True)
+    reported_at = FloatField()
+    gone_at = FloatField(null=True)
+
+    class Meta:
+        table_name = "board"
+        primary_key = CompositeKey("device", "uid")
+        without_rowid = True
 
 
 class Job(Model):
@@ -553,6 +607,9 @@ TABLES: Final[tuple[type[Model], ...]] = (
     ConfigVersion,
     DeviceConfig,
     Blob,
+    Feed,
+    Log,
+    BoardRow,
     Job,
     Removal,
 )

@@ -7,9 +7,12 @@ that send a byte a minute hold every connection. Bodies have a bound of their ow
 from __future__ import annotations
 
 import asyncio
+import threading
+from types import FrameType
 from typing import Any
 
 import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -48,3 +51,14 @@ def protocol_with(header_timeout_s: float) -> type[H11Protocol]:
                 self.transport.close()
 
     return TimedProtocol
+
+
+def stopping_server(stopping: threading.Event) -> type[uvicorn.Server]:
+    """uvicorn's server that sets an event with the first signal: streams that never end by themselves look at it."""
+
+    class StoppingServer(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            stopping.set()
+            super().handle_exit(sig, frame)
+
+    return StoppingServer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -110,10 +110,9 @@ def query_metrics(db: Database, question: Question) -> Metrics:
     _check(question)
 
     def job(connection: Connection) -> Metrics:
-        devices = _devices(connection, question)
         if question.step is None:
-            return Metrics(_intervals(connection, question, devices))
-        return Metrics(_steps(connection, question, devices), STEPS[question.step])
+            return Metrics(_intervals(connection, question, _devices(connection, question)))
+        return Metrics(_steps(connection, question), STEPS[question.step])
 
     return db.read(job)
 
@@ -177,48 +176,54 @@ def _intervals(connection: Connection, question: Question, devices: list[str] | 
     return sorted(points, key=lambda point: point.at)
 
 
-def _steps(connection: Connection, question: Question, devices: list[str] | None) -> list[MetricsPoint]:
-    sums: dict[tuple[Any, ...], Rollup] = {}
-    for count, item in enumerate(_rollups(connection, question, devices)):
+def _steps(connection: Connection, question: Question) -> list[MetricsPoint]:
+    found: dict[tuple[Any, ...], Rollup] = {}
+    for count, item in enumerate(sums(connection, question)):
         if count == ROWS_MAX:
             raise InvalidError(
                 f"more than {ROWS_MAX} rows would have to be added up: ask for a longer step, a shorter time or fewer "
                 "devices"
             )
         key = (item["at"], *(item[name] for name in question.by))
-        if (known := sums.get(key)) is None:
-            sums[key] = rollups.read(item)
+        if (known := found.get(key)) is None:
+            found[key] = rollups.read(item)
         else:
             known.add(rollups.read(item))
-    newest = sorted(sums, reverse=True)[: min(question.limit, POINTS_MAX)]
+    newest = sorted(found, reverse=True)[: min(question.limit, POINTS_MAX)]
     return [
-        MetricsPoint(key[0], **dict(zip(question.by, key[1:], strict=True)), **_measured(sums[key], question))
+        MetricsPoint(
+            key[0],
+            **dict(zip(question.by, key[1:], strict=True)),
+            **measured(found[key], question.aggregates or AGGREGATES),
+        )
         for key in reversed(newest)
     ]
 
 
-def _rollups(connection: Connection, question: Question, devices: list[str] | None) -> Iterator[Row]:
-    """The rollups of a question, newest first, never many in memory."""
+def sums(
+    connection: Connection, question: Question, columns: str = "*", page_rows: int = _ROWS_A_PAGE
+) -> Iterator[Row]:
+    """The sums by device and step of a question, newest first, never many in memory."""
     order = ("at", "device", "model", "version")
     assert question.step is not None
-    for where, values in _conditions(question, devices, "at"):
+    for where, values in _conditions(question, _devices(connection, question), "at"):
         after: list[Value] = []
         while True:
             behind = f" AND ({', '.join(order)}) < (?, ?, ?, ?)" if after else ""
             sql = (
-                f"SELECT * FROM rollup WHERE step = ?{where}{behind}"  # noqa: S608 (constants)
-                f" ORDER BY {', '.join(f'{name} DESC' for name in order)} LIMIT {_ROWS_A_PAGE}"
+                f"SELECT {columns} FROM rollup WHERE step = ?{where}{behind}"  # noqa: S608 (constants)
+                f" ORDER BY {', '.join(f'{name} DESC' for name in order)} LIMIT {page_rows}"
             )
             page = rows(connection, sql, (STEPS[question.step], *values, *after))
             yield from page
-            if len(page) < _ROWS_A_PAGE:
+            if len(page) < page_rows:
                 break
             after = [page[-1][name] for name in order]
 
 
-def _measured(rollup: Rollup, question: Question) -> dict[str, Any]:
+def measured(rollup: Rollup, wanted: Sequence[str] = AGGREGATES) -> dict[str, Any]:
+    """What a sum says, by the names of `AGGREGATES`."""
     latency, confidence = rollup.latency_us, rollup.confidence
-    wanted = question.aggregates or AGGREGATES
     values: dict[str, Callable[[], object]] = {
         "windows": lambda: rollup.windows,
         "errors": lambda: rollup.errors,
@@ -251,11 +256,12 @@ def as_csv(metrics: Metrics) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names or ["at"])
     for point in metrics.points:
-        writer.writerow([_cell(getattr(point, name)) for name in names])
+        writer.writerow([csv_cell(getattr(point, name)) for name in names])
     return text.getvalue()
 
 
-def _cell(value: object) -> object:
+def csv_cell(value: object) -> object:
+    """A value as a cell: tables as JSON, nothing as an empty one."""
     if value is None or value is msgspec.UNSET:
         return ""
     if isinstance(value, dict):

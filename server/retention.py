@@ -54,6 +54,8 @@ KINDS: Final[Mapping[str, tuple[Table, ...]]] = {
     "days": (Table("rollup", ("device", "model", "version", "step", "at"), "at", "step = 86400"),),
     "events": (Table("drift_event", ("id",)),),
     "labels": (Table("label", ("id",)),),
+    "logs": (Table("log", ("id",)),),
+    "feed": (Table("feed", ("id",), "at"),),
     "blobs": (),  # with their files: see `_old_blobs`
 }
 SIZED: Final = ("records", "blobs")
@@ -64,6 +66,8 @@ DEFAULTS: Final[Mapping[str, float | None]] = {
     "days": None,
     "events": None,
     "labels": None,
+    "logs": 30.0,
+    "feed": 7.0,
     "blobs": 90.0,
 }
 

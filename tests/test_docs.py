@@ -36,12 +36,13 @@ from tinysphere.ingest import DEPLOYMENT_STATES
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
-RECORD_TYPES = {"alarm", "label", "deployment", "summary", "device", "gap", "command_result", "config_result"}
+RECORD_TYPES = {"alarm", "label", "deployment", "summary", "device", "gap", "command_result", "config_result", "log"}
 UNREAD_TYPES = {"sample"}  # the server stores them as they are
 WIRE_TYPES = [
     wire.SyncRequest,
     wire.SyncResponse,
     wire.Anchor,
+    wire.Board,
     wire.RunningModel,
     wire.Desired,
     wire.DesiredModel,
@@ -84,8 +85,15 @@ def test_every_command_and_option_is_documented(parser: argparse.ArgumentParser)
 
 def test_every_key_of_device_toml_is_documented() -> None:
     text = page("configuration.md")
-    types = [config.DeviceConfig, config.ServerConfig, config.JournalConfig, config.TrialConfig, config.ModelConfig]
-    tables = {"server", "journal", "trial", "models", "capture"}  # the attributes that are tables of their own
+    types = [
+        config.DeviceConfig,
+        config.ServerConfig,
+        config.JournalConfig,
+        config.TrialConfig,
+        config.LogConfig,
+        config.ModelConfig,
+    ]
+    tables = {"server", "journal", "trial", "log", "models", "capture"}  # the attributes that are tables of their own
     keys = {item.name for kind in (*types, capture.CapturePolicy) for item in fields(kind)} - tables
     assert missing(keys, text) == []
     for line in config.default_toml().splitlines():

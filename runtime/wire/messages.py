@@ -24,6 +24,9 @@ WIRE_VERSION: Final = 1
 SYNC_BYTES_MAX: Final = 1 << 20  # bytes of one request's body; the server's limit is larger
 SYNC_RECORDS_MAX: Final = 5000  # records in one request, both streams together
 RECORD_BYTES_MAX: Final = 256 << 10  # bytes of one record's JSON
+BOARDS_MAX: Final = 1024  # boards in one request
+BOARD_INFO_BYTES_MAX: Final = 4096  # bytes of the JSON of what else there is to know of a board
+UID_CHARACTERS_MAX: Final = 64
 DESIRED_UNCHANGED: Final = "unchanged"
 STREAMS: Final[tuple[Stream, Stream]] = ("events", "details")
 _STREAM_BY_NAME: Final[Mapping[str, Stream]] = {name: name for name in STREAMS}
@@ -31,6 +34,7 @@ EPOCH_CHARACTERS: Final = 16
 TYPE_CHARACTERS_MAX: Final = 40
 _EPOCH = re.compile(r"[0-9a-f]+")
 _TYPE = re.compile(r"[a-z][a-z0-9_]*")
+_UID = re.compile(r"[A-Za-z0-9_.:-]+")
 _DEPTH_MAX: Final = 12
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # an integer of more than 64 bits has at least as many digits
 
@@ -58,10 +62,35 @@ class RunningModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Board:
+    """A board behind a device, as it is now.
+
+    Attributes:
+        uid: what tells it from all other boards of the device, for ever: letters, digits, `_ . : -`, at most 64.
+        name: for people.
+        fw: version of its firmware.
+        model, model_version: what it runs; empty when it runs nothing.
+        state: `online`, `away`, `updating` or `failed`; another word is shown as it is.
+        last_seen_ms: milliseconds between the last time it was heard and the request's anchor; None: never.
+        info: what else there is to know, such as counters of the link.
+    """
+
+    uid: str
+    name: str = ""
+    fw: str = ""
+    model: str = ""
+    model_version: str = ""
+    state: str = ""
+    last_seen_ms: int | None = None
+    info: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class SyncRequest:
     """The device's half of the round trip. Who it is, its key says: no field here does.
 
-    `downlink_cursor` is the id of the last downlink item that the device has stored.
+    `downlink_cursor` is the id of the last downlink item that the device has stored. `boards` are all boards behind the
+    device, as `Board`; a decoded request holds them unread, like its records: see `board_from_json`.
     """
 
     wire: int
@@ -74,6 +103,7 @@ class SyncRequest:
     events: Sequence[object] = ()
     details: Sequence[object] = ()
     downlink_cursor: int = 0
+    boards: Sequence[object] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +329,32 @@ def request_from(document: object) -> SyncRequest:
         events=events,
         details=details,
         downlink_cursor=fields.natural("downlink_cursor", 0),
+        boards=tuple(fields.items("boards", [], length_max=BOARDS_MAX)),
+    )
+
+
+def board_from_json(value: object) -> Board:
+    """Check one board of a request.
+
+    Raises:
+        WireError: what is wrong with it.
+    """
+    fields = Fields(value, "board", WireError)
+    uid = fields.text("uid", length_max=UID_CHARACTERS_MAX)
+    if not _UID.fullmatch(uid):
+        raise fields.fail("uid", f"expected 1 to {UID_CHARACTERS_MAX} letters, digits, _ . : and -")
+    info: dict[str, Json] = fields.typed("info", dict, {})
+    _checked(fields, "info", info, BOARD_INFO_BYTES_MAX)
+    seen = fields.value.get("last_seen_ms")
+    return Board(
+        uid=uid,
+        name=fields.text("name", ""),
+        fw=fields.text("fw", ""),
+        model=fields.text("model", ""),
+        model_version=fields.text("model_version", ""),
+        state=fields.text("state", ""),
+        last_seen_ms=None if seen is None else fields.natural("last_seen_ms"),
+        info=info,
     )
 
 

@@ -89,8 +89,28 @@ class RunningModel(_message.Message):
     state: str
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., sha256: _Optional[str] = ..., state: _Optional[str] = ...) -> None: ...
 
+class Board(_message.Message):
+    __slots__ = ("uid", "name", "fw", "model", "model_version", "state", "last_seen_ms", "info")
+    UID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FW_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_MS_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    uid: str
+    name: str
+    fw: str
+    model: str
+    model_version: str
+    state: str
+    last_seen_ms: int
+    info: Table
+    def __init__(self, uid: _Optional[str] = ..., name: _Optional[str] = ..., fw: _Optional[str] = ..., model: _Optional[str] = ..., model_version: _Optional[str] = ..., state: _Optional[str] = ..., last_seen_ms: _Optional[int] = ..., info: _Optional[_Union[Table, _Mapping]] = ...) -> None: ...
+
 class SyncRequest(_message.Message):
-    __slots__ = ("wire", "boot", "anchor", "running", "generation", "server_instance", "capabilities", "events", "details", "downlink_cursor")
+    __slots__ = ("wire", "boot", "anchor", "running", "generation", "server_instance", "capabilities", "events", "details", "downlink_cursor", "boards")
     WIRE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
     ANCHOR_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +121,7 @@ class SyncRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     DETAILS_FIELD_NUMBER: _ClassVar[int]
     DOWNLINK_CURSOR_FIELD_NUMBER: _ClassVar[int]
+    BOARDS_FIELD_NUMBER: _ClassVar[int]
     wire: int
     boot: str
     anchor: Anchor
@@ -111,7 +132,8 @@ class SyncRequest(_message.Message):
     events: _containers.RepeatedCompositeFieldContainer[Record]
     details: _containers.RepeatedCompositeFieldContainer[Record]
     downlink_cursor: int
-    def __init__(self, wire: _Optional[int] = ..., boot: _Optional[str] = ..., anchor: _Optional[_Union[Anchor, _Mapping]] = ..., running: _Optional[_Iterable[_Union[RunningModel, _Mapping]]] = ..., generation: _Optional[int] = ..., server_instance: _Optional[str] = ..., capabilities: _Optional[_Union[Table, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., details: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., downlink_cursor: _Optional[int] = ...) -> None: ...
+    boards: _containers.RepeatedCompositeFieldContainer[Board]
+    def __init__(self, wire: _Optional[int] = ..., boot: _Optional[str] = ..., anchor: _Optional[_Union[Anchor, _Mapping]] = ..., running: _Optional[_Iterable[_Union[RunningModel, _Mapping]]] = ..., generation: _Optional[int] = ..., server_instance: _Optional[str] = ..., capabilities: _Optional[_Union[Table, _Mapping]] = ..., events: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., details: _Optional[_Iterable[_Union[Record, _Mapping]]] = ..., downlink_cursor: _Optional[int] = ..., boards: _Optional[_Iterable[_Union[Board, _Mapping]]] = ...) -> None: ...
 
 class Acked(_message.Message):
     __slots__ = ("events", "details")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
@@ -27,8 +29,11 @@ from ..errors import (
     TooLargeError,
     TooManyRequestsError,
     UnauthorizedError,
+    problem_of,
 )
+from ..followers import Followers
 from ..idempotency import once
+from ..instruments import Requests
 from ..ratelimit import RateLimit
 from ..store import Store
 
@@ -41,7 +46,8 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What every handler may use."""
+    """What every handler may use; `stopping` is set when the process has been told to end, and `remembered` is what
+    handlers keep for a moment, so that they need not look again."""
 
     config: ServerConfig
     db: Database
@@ -50,6 +56,10 @@ class Server:
     devices: RateLimit
     users: RateLimit
     failures: RateLimit
+    followers: Followers
+    requests: Requests = field(default_factory=Requests)
+    stopping: threading.Event = field(default_factory=threading.Event)
+    remembered: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: ServerConfig, db: Database, store: Store, clock: Clock) -> Server:
@@ -62,6 +72,7 @@ class Server:
             RateLimit(config.device_requests_per_s, config.burst),
             RateLimit(config.user_requests_per_s, config.burst),
             RateLimit(config.failures_per_s, max(5, config.burst // 20)),
+            Followers(config.events_connections_max, config.events_connections_each_max),
         )
 
 
@@ -301,6 +312,18 @@ def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Resp
     decoder = msgspec.json.Decoder(route.body) if route.body is not None else None
 
     async def serve(request: Request) -> Response:
+        began_s, status = time.perf_counter(), 500
+        try:
+            answer = await respond(request)
+            status = answer.status_code
+            return answer
+        except Exception as error:
+            status = problem_of(error).status
+            raise
+        finally:
+            server.requests.note(route.method, route.path, status, time.perf_counter() - began_s)
+
+    async def respond(request: Request) -> Response:
         call = Call(server, request, None)
         if route.scope != "public":
             await _admit(call, route)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import threading
 from collections.abc import Iterator
@@ -119,23 +118,3 @@ def test_a_disk_that_fails_for_long_gets_one_answer_not_many(bench: Bench, monke
     bench.journal.flush()
     bench.downlink.tick()
     assert bench.answers() == [("command_result", 1, "done")]
-
-
-def test_the_log_speaks_up_for_a_while(bench: Bench) -> None:
-    log = logging.getLogger("tinylcm")
-    before = log.level
-    bench.downlink.receive([command(1, "log_level", level="debug", for_s=30), command(2, "log_level", level="error",
-                                                                                      for_s=60)])  # fmt: skip
-    bench.downlink.tick()
-    assert log.level == logging.ERROR
-    bench.clock.advance(59)
-    bench.downlink.tick()
-    assert log.level == logging.ERROR
-    bench.clock.advance(2)
-    bench.downlink.tick()
-    assert log.level == before
-    bench.downlink.receive([command(3, "log_level", level="debug", for_s=30)])
-    bench.downlink.tick()
-    assert log.level == logging.DEBUG
-    bench.downlink.close()
-    assert log.level == before

@@ -17,12 +17,14 @@ from tinylcm.wire import (
     SYNC_RECORDS_MAX,
     WIRE_VERSION,
     Anchor,
+    Board,
     Desired,
     DesiredModel,
     Refused,
     RunningModel,
     SyncRequest,
     SyncResponse,
+    board_from_json,
     canonical_json,
     decode_request,
     decode_response,
@@ -44,7 +46,11 @@ REQUEST = SyncRequest(
     capabilities={"formats": ["onnx"]},
     events=[record_to_json(RECORD)],
     details=[],
-)
+    boards=(
+        {"uid": "a1", "name": "left", "fw": "1.2.0", "model": "activity", "model_version": "1.0.0", "state": "online",
+         "last_seen_ms": 20, "info": {"frames": 1 << 40, "rate": 0.5}},
+    ),
+)  # fmt: skip
 RESPONSE = SyncResponse(
     acked={"events": ("0123456789abcdef", 7), "details": None},
     server_instance="s",
@@ -192,7 +198,7 @@ def test_any_value_in_a_request_gives_one_that_can_be_encoded_or_a_wire_error(ke
         return
     for item in decoded.events:
         record_id(item)
-    assert decode_request(encode(SyncRequest(**{**vars_of(decoded), "events": (), "details": ()})))
+    assert decode_request(encode(SyncRequest(**{**vars_of(decoded), "events": (), "details": (), "boards": ()})))
 
 
 def vars_of(message: SyncRequest) -> dict[str, Any]:
@@ -238,6 +244,21 @@ def test_messages_survive_their_json() -> None:
     assert decode_request(encode(REQUEST)) == REQUEST
     assert decode_response(encode(RESPONSE)) == RESPONSE
     assert record_from_json(record_to_json(RECORD)) == RECORD
+
+
+def test_a_board_is_read_and_what_is_wrong_with_it_is_named() -> None:
+    board = Board("a1", "left", "1.2.0", "activity", "1.0.0", "online", 20, {"frames": 1 << 40, "rate": 0.5})
+    assert board_from_json(decode_request(encode(REQUEST)).boards[0]) == board
+    assert board_from_json({"uid": "b:2"}) == Board("b:2")
+    for wrong, said in (
+        ({"uid": "a b"}, "letters, digits"),
+        ({"uid": "a", "last_seen_ms": 0.5}, "last_seen_ms"),
+        ({"uid": "a", "info": {"x": "y" * 5000}}, "at most 4096"),
+        ({"uid": "a", "info": {"x": float("inf")}}, "cannot be stored"),
+        ({}, "uid"),
+    ):
+        with pytest.raises(WireError, match=said):
+            board_from_json(wrong)
 
 
 def test_unknown_fields_are_ignored_and_unknown_types_kept() -> None:

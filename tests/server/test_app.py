@@ -275,7 +275,9 @@ def test_every_answer_has_the_security_headers(web: Web, admin: dict[str, str]) 
 
 
 def test_alive_and_ready(web: Web) -> None:
-    assert web.client.get("/healthz").json() == web.client.get("/readyz").json() == {"status": "ok"}
+    assert web.client.get("/healthz").json() == {"status": "ok", "checks": {}}
+    looked = {"database": "ok", "writer": "ok", "store": "ok"}
+    assert web.client.get("/readyz").json() == {"status": "ok", "checks": looked}
 
 
 def test_audit_tells_who_did_what(web: Web, admin: dict[str, str]) -> None:

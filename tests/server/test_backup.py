@@ -65,7 +65,7 @@ def contents(db: Database) -> dict[str, list[object]]:
         return sorted((item for item in plain if item.get("key") != "instance"), key=repr)
 
     names = [table._meta.table_name for table in TABLES]  # type: ignore[attr-defined]
-    return {name: read(name) for name in names if name not in ("job", "session")}
+    return {name: read(name) for name in names if name not in ("job", "session", "feed")}
 
 
 def save(kit: Kit, path: Path) -> backups.Manifest:
