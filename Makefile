@@ -24,7 +24,8 @@ lint: $(VENV)/.dev
 
 typecheck: $(VENV)/.dev view
 	$(BIN)/mypy -p tinylcm -p tinysphere -p firmware_bridge
-	MYPYPATH=build/view:examples/activity:tests/support:scripts $(BIN)/mypy examples/activity benchmarks scripts
+	MYPYPATH=build/view:examples/activity:examples/board_activity:tests/support:scripts \
+	  $(BIN)/mypy examples/activity examples/board_activity benchmarks scripts
 
 bench: $(VENV)/.dev
 	$(PIP) install -e ".[test,dev,bench]"

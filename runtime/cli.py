@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from .board_cli import add_board_commands
 from .config import DeviceConfig, default_toml
 from .console import CONFIG, add_command, configuration, counter, print_result, progress_bar
 from .daemon import LOG_FORMATS, Daemon, log_to
@@ -627,6 +628,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = add_command(commands, "rollback", _rollback, "go back to a model's earlier package")
     command.add_argument("model", help="the model's name")
     add_journal_commands(commands)
+    add_board_commands(commands)
     checks = commands.add_parser("drift", help="thresholds and reports").add_subparsers(required=True, metavar="ACTION")
     command = add_command(
         checks, "calibrate", _drift_calibrate, "find a threshold for a wanted time between false alarms"

@@ -7,7 +7,7 @@ import math
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,20 @@ MANIFEST_KEYS: Final = (
 _MANIFEST_BYTES_MAX: Final = 1 << 20
 
 
+def read_toml(path: Path) -> dict[str, object]:
+    """Read model.toml, its fields unchecked.
+
+    Raises:
+        ConfigError: the file is missing or no TOML.
+    """
+    if not path.is_file():
+        raise ConfigError(f"the manifest {path} does not exist")
+    try:
+        return tomllib.loads(read_bounded(path, _MANIFEST_BYTES_MAX).decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+
+
 def read_manifest(path: Path) -> tuple[Manifest, float, Path | None]:
     """Read model.toml with the files that it names.
 
@@ -48,12 +62,11 @@ def read_manifest(path: Path) -> tuple[Manifest, float, Path | None]:
         ConfigError: the file is missing or no TOML.
         ModelError: a field is wrong.
     """
-    if not path.is_file():
-        raise ConfigError(f"the manifest {path} does not exist")
-    try:
-        document = tomllib.loads(read_bounded(path, _MANIFEST_BYTES_MAX).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from error
+    return check_document(read_toml(path), path)
+
+
+def check_document(document: dict[str, Any], path: Path) -> tuple[Manifest, float, Path | None]:
+    """What `read_manifest` does, for a document that was read already."""
     golden = Fields(document.pop("golden", {}), "manifest.golden", ModelError)
     golden.refuse_unknown("file", "tolerance")
     reference = Fields(document.get("reference", {}), "manifest.reference", ModelError)
@@ -113,7 +126,28 @@ def build(model_path: Path, manifest_path: Path, key_path: Path) -> bytes:
     """
     manifest, tolerance, golden_file = read_manifest(manifest_path)
     signer = Signer.load(key_path)
-    members = _read_members(manifest, model_path)
+    return build_from(manifest, _read_members(manifest, model_path), signer, tolerance=tolerance, file=golden_file)
+
+
+def build_from(
+    manifest: Manifest,
+    members: dict[str, bytes],
+    signer: Signer,
+    *,
+    tolerance: float = GOLDEN_TOLERANCE,
+    file: Path | None = None,
+    windows: NDArray[np.float32] | None = None,
+) -> bytes:
+    """Try a model whose files are at hand on its golden windows, then sign the package.
+
+    Args:
+        members: the model's files by their names in the package.
+        tolerance: how far a device's scores may lie from those seen here.
+        file: golden windows as `.npy`; else `windows`, else some are drawn.
+
+    Raises:
+        ModelError: the model does not run or does not keep its manifest.
+    """
     package = parse_package(build_package(replace(manifest, golden=None), members, signer), None)
     model = LoadedModel(
         manifest,
@@ -125,7 +159,8 @@ def build(model_path: Path, manifest_path: Path, key_path: Path) -> bytes:
     )
     if manifest.inputs:
         return build_package(manifest, members, signer)  # golden windows are of one input
-    windows = _golden_windows(manifest, golden_file, model.real_range)
+    if windows is None:
+        windows = _golden_windows(manifest, file, model.real_range)
     scores = []
     for window in windows:
         model.backend.reset()
@@ -137,8 +172,7 @@ def build(model_path: Path, manifest_path: Path, key_path: Path) -> bytes:
         except ModelError as error:
             raise ModelError(f"the model fails on a golden window: {error}") from error
     manifest = replace(manifest, golden=Golden(len(windows), tolerance, tuple(scores)))
-    members["golden.f32"] = windows.astype("<f4").tobytes()
-    return build_package(manifest, members, signer)
+    return build_package(manifest, {**members, "golden.f32": windows.astype("<f4").tobytes()}, signer)
 
 
 def _read_members(manifest: Manifest, model_path: Path) -> dict[str, bytes]:
