@@ -40,15 +40,23 @@ from .journal_queue import (
     StreamStats,
 )
 from .log import Log
-from .segments import BOOT_BYTES_MAX, ENTRY_BYTES, GAP, GAP_TYPE, RECORD, Loss, encode_body
+from .segments import BOOT_BYTES_MAX, ENTRY_BYTES, GAP, GAP_TYPE, RECORD, Loss, decode_payload, encode_body
 from .types import Json, Record, Stream
 from .wear import HOUR_S, Wear
-from .wire import RECORD_BYTES_MAX, STREAMS, canonical_json, finite
+from .wire import RECORD_BYTES_MAX, STREAMS, canonical_json, finite, is_plain
 
 __all__ = ["Journal", "JournalLimits", "JournalStats", "StreamStats"]
 
 MARK_TIMEOUT_S: Final = 5.0  # how long a read waits for the disk to note what it will hand out
 _JSON_PER_MSGPACK_MAX: Final = 8  # no value's JSON is longer than this many times its msgpack
+
+
+class _Durable(Future[Record]):
+    """It cannot be cancelled: the record is on its way."""
+
+    def cancel(self) -> bool:
+        """Never."""
+        return False
 
 
 class Journal:
@@ -121,11 +129,10 @@ class Journal:
         """
         state = self._streams[stream]
         boot_ns = self._clock.boot_ns()
-        values, body = self._encode(type, boot_ns, payload)
-        future: Future[Record] = Future()
-        future.set_running_or_notify_cancel()
+        body = self._encode(type, boot_ns, payload)
+        future: Future[Record] = _Durable()
         now_s = self._clock.monotonic_s()
-        pending = Pending(type, boot_ns, values, body, future, now_s)
+        pending = Pending(type, boot_ns, body, future, now_s)
         with self._changed:
             problem = self._problem(state, len(body) + ENTRY_BYTES)
             if problem is None:
@@ -136,8 +143,8 @@ class Journal:
             future.set_exception(problem)
         return future
 
-    def _encode(self, kind: str, boot_ns: int, payload: object) -> tuple[dict[str, Json], bytes]:
-        values = finite(payload)
+    def _encode(self, kind: str, boot_ns: int, payload: object) -> bytes:
+        values = payload if is_plain(payload) else finite(payload)
         if not isinstance(values, dict):
             raise WireError(f"a payload must be a mapping, got {type(payload).__name__}")
         try:
@@ -150,7 +157,7 @@ class Journal:
         bytes_max = min(RECORD_BYTES_MAX, self._limits.segment_bytes_max - MARGIN_BYTES)
         if size > bytes_max:
             raise WireError(f"a {kind} record has {size} bytes, at most {bytes_max} are taken: split it")
-        return values, body
+        return body
 
     def _problem(self, state: Queue, size: int) -> TinyLCMError | None:
         limits = self._limits
@@ -182,7 +189,7 @@ class Journal:
         if state.queue and state.queue[-1].lost:
             state.queue[-1].lost += 1
         else:
-            state.push(Pending(GAP_TYPE, self._clock.boot_ns(), {}, b"", None, self._clock.monotonic_s(), 1))
+            state.push(Pending(GAP_TYPE, self._clock.boot_ns(), b"", None, self._clock.monotonic_s(), 1))
 
     def read(self, stream: Stream, records_max: int, bytes_max: int) -> list[Record]:
         """The oldest durable records that are not acknowledged, in order.
@@ -390,7 +397,7 @@ class Journal:
                 pending = state.pop()
                 batch.items += 1
                 if pending.future is not None:
-                    record = self._record(state, pending.type, pending.boot_ns, pending.payload)
+                    record = self._record(state, pending.type, pending.boot_ns, decode_payload(pending.body))
                     batch.add(RECORD, record, pending.body)
                     batch.done.append((pending.future, record))
                     continue

@@ -148,7 +148,6 @@ class Pending:
 
     type: str
     boot_ns: int
-    payload: dict[str, Json]
     body: bytes
     future: Future[Record] | None
     queued_s: float

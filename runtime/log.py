@@ -491,8 +491,10 @@ class Log:
             # Never the slot of the cursor that is durable: a torn write leaves that one.
             if os.pwrite(handle, slot, place) != len(slot):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            os.fsync(handle)
-            if not self._has_cursor_file:
+            if self._has_cursor_file:
+                os.fdatasync(handle)  # its size stays, so its inode need not go along
+            else:
+                os.fsync(handle)
                 fsync_folder(self._folder)
                 self._has_cursor_file = True
         finally:

@@ -225,6 +225,12 @@ def encode_body(kind: str, boot_ns: int, payload: Json, boot: str = "") -> bytes
     return packed
 
 
+def decode_payload(body: bytes) -> dict[str, Json]:
+    """What a body that was just encoded says: a copy that shares nothing with what it was made of."""
+    payload: dict[str, Json] = msgpack.unpackb(body, strict_map_key=False)[2]
+    return payload
+
+
 def decode_record(entry: Entry, boot: str) -> Record:
     """The record of a sound entry; `boot` is its segment's."""
     kind, boot_ns, payload, *own = msgpack.unpackb(entry.body, strict_map_key=False)

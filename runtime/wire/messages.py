@@ -162,6 +162,11 @@ def finite(value: object) -> Json:
     return _finite(value, 0)
 
 
+def is_plain(value: object) -> bool:
+    """Whether a value is JSON as it is, so that `finite` would give its copy."""
+    return json_bytes_max(value, _DEPTH_MAX) >= 0
+
+
 def _text(value: str) -> str:
     return value if value.isascii() else value.encode("utf-8", "replace").decode()
 

@@ -20,7 +20,7 @@ def make(folder: Path, name: Stream = "details", **limits: object) -> Queue:
 
 
 def pending(queued_s: float = 0.0, kind: str = "note", size: int = 100) -> Pending:
-    return Pending(kind, 0, {}, b"x" * size, Future(), queued_s)
+    return Pending(kind, 0, b"x" * size, Future(), queued_s)
 
 
 def test_details_are_due_after_their_interval_and_events_at_once(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_after_a_failure_everything_waits_for_the_retry(tmp_path: Path) -> None:
 def test_weight_and_number_follow_pushes_and_pops(tmp_path: Path) -> None:
     queue = make(tmp_path)
     queue.push(pending(size=10))
-    queue.push(Pending("gap", 0, {}, b"", None, 0.0, 3))
+    queue.push(Pending("gap", 0, b"", None, 0.0, 3))
     assert (queue.queue_records, queue.queue_bytes, queue.waiting, queue.accepted) == (1, 10 + ENTRY_BYTES, 1, 2)
     assert len(queue.pop().body) == 10 and queue.pop().lost == 3
     assert (queue.queue_records, queue.queue_bytes) == (0, 0)
