@@ -53,9 +53,9 @@ tflite-runtime:
 	bash scripts/tflite_runtime.sh
 
 # Faults at length: power cuts, kills, faults of the operating system, hostile packages. WRITE=1 puts the figures into
-# docs/reliability.md. Needs strace.
+# docs/reliability.md; WRITE=merge only those of this run, for a part of it such as ARGS="-k kill". Needs strace.
 torture: $(VENV)/.dev
-	TINYMLOPS_TORTURE=1 $(if $(WRITE),TINYMLOPS_WRITE=1) $(BIN)/pytest -q tests/torture $(ARGS)
+	TINYMLOPS_TORTURE=1 $(if $(WRITE),TINYMLOPS_WRITE=$(WRITE)) $(BIN)/pytest -q tests/torture $(ARGS)
 
 sanitize:
 	bash scripts/sanitize.sh

@@ -45,11 +45,18 @@ def _shown(figures: dict[str, object]) -> list[tuple[str, str]]:
     ]
 
 
+def _rows(table: str) -> list[tuple[str, str]]:
+    """What stands in the table already, row by row."""
+    cells = [line.strip("|").split(" | ", 1) for line in table.splitlines() if line.startswith("| ")][1:]
+    return [(what.strip(), figures.strip()) for what, figures in cells]
+
+
 def _renewed(page: str, rows: list[tuple[str, dict[str, object]]]) -> str:
     lines = [f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores.", ""]
     lines += ["| what | figures |", "|---|---|"]
-    lines += [
-        f"| {what} | {', '.join(f'{value} {name}' for name, value in _shown(figures))} |" for what, figures in rows
-    ]
     before, rest = page.split(BEGIN)
+    found = dict(_rows(rest.split(END)[0])) if os.environ["TINYMLOPS_WRITE"] == "merge" else {}
+    for what, figures in rows:
+        found[what] = ", ".join(f"{value} {name}" for name, value in _shown(figures))
+    lines += [f"| {what} | {figures} |" for what, figures in found.items()]
     return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{rest.split(END)[1]}"

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import faulted
 import numpy as np
@@ -43,11 +45,14 @@ ERRORS = {
     "pread64": ("EIO",),
     "flock": ("EIO",),
 }
+FILLED = ("write", "pwrite64", "rename", "mkdir")  # what a full file system refuses
 KILL = "SIGKILL"
 FOR_EVER = "+"
 EACH_MAX = 1000 if FULL else 2  # places a kind of call and fault
 RUN_S = 60
 TRIES = 5
+LIVES_AT_ONCE = 6
+T = TypeVar("T")
 
 
 def package(version: str) -> bytes:
@@ -126,7 +131,8 @@ def wait_until_traced(pid: int) -> None:
 
 def calls_of_a_life(folder: Path) -> dict[str, int]:
     """How often each kind of call is made, in the thread of the device that makes it most often."""
-    prepare(folder)
+    if not folder.exists():
+        prepare(folder)
     life = live(folder, "-e", f"trace=execve,{','.join(ERRORS)}")
     assert life.code == 0 and life.ended and not life.errors and not life.bugs
     assert life.predicted == (2 * faulted.STEPS, 2 * faulted.STEPS) and life.installed == ["1.0.0", "2.0.0"]
@@ -154,6 +160,13 @@ def places(count: int) -> Iterator[int]:
         return
     for index in range(EACH_MAX):
         yield 1 + index * (count - 1) // (EACH_MAX - 1)  # the first and the last among them
+
+
+def at_once(one: Callable[[T], object], plans: Sequence[T]) -> None:
+    """Several lives beside each other: most of a life that meets a fault is waiting for what does not come."""
+    with ThreadPoolExecutor(LIVES_AT_ONCE) as pool:
+        for future in [pool.submit(one, plan) for plan in plans]:
+            future.result()
 
 
 def check(folder: Path, life: Life) -> None:
@@ -184,12 +197,17 @@ def check(folder: Path, life: Life) -> None:
         assert life.predicted[0] == life.predicted[1], "a prediction failed because of the disk"
 
 
-def live_until_reached(folder: Path, call: str, fault: str, place: int, how: str) -> Life | None:
+def live_until_reached(
+    folder: Path, call: str, fault: str, place: int, how: str, before: Path | None = None
+) -> Life | None:
     """A life that met the fault; how calls are shared among a commit's writes differs a little from life to life."""
     what = f"signal={fault}" if fault == KILL else f"error={fault}"
     for _ in range(TRIES):
         shutil.rmtree(folder, ignore_errors=True)
-        prepare(folder)
+        if before is None:
+            prepare(folder)
+        else:
+            shutil.copytree(before, folder)
         life = live(folder, "-e", f"trace={call}", "-e", f"inject={call}:{what}:when={place}{how}")
         log = (folder / "strace.log").read_text(errors="replace")
         if "(INJECTED)" in log or "killed by SIGKILL" in log:
@@ -207,18 +225,22 @@ def test_every_fault_at_every_call(tmp_path: Path, report: Callable[..., None]) 
         for fault in faults
         for place in places(count)
     ]
-    missed, wrong = [], []
-    for plan in plans:
+    missed: list[str] = []
+    wrong: list[str] = []
+
+    def one(plan: tuple[str, str, int, str]) -> None:
         folder = tmp_path / "-".join(map(str, plan))
         if (life := live_until_reached(folder, *plan)) is None:
             missed.append(folder.name)
-            continue
+            return
         try:
             check(folder, life)
         except Exception as error:  # all of them are wanted, not the first alone
             wrong.append(f"{folder.name}: {type(error).__name__}: {error}")
-            continue
+            return
         shutil.rmtree(folder)
+
+    at_once(one, plans)
     report(
         "faults of system calls (EIO, ENOSPC, EROFS once and for ever, SIGKILL)",
         faults=len(plans),
@@ -228,3 +250,30 @@ def test_every_fault_at_every_call(tmp_path: Path, report: Callable[..., None]) 
     )
     assert wrong == [], "\n".join(wrong)
     assert missed == []
+
+
+def test_a_disk_that_is_full_from_any_call_on_stops_no_prediction(tmp_path: Path, report: Callable[..., None]) -> None:
+    """On a device that has a model, in its trial: every prediction is made, whatever else the disk refuses."""
+    before = tmp_path / "before"
+    prepare(before)
+    Device.open(before / "device.toml", background=False).close()
+    counts = calls_of_a_life(Path(shutil.copytree(before, tmp_path / "plain")))
+    plans = [(call, place) for call in FILLED for place in places(counts[call])]
+    missed: list[str] = []
+    predictions: list[int] = []
+
+    def one(plan: tuple[str, int]) -> None:
+        call, place = plan
+        folder = tmp_path / f"{call}-{place}"
+        if (life := live_until_reached(folder, call, "ENOSPC", place, FOR_EVER, before)) is None:
+            missed.append(folder.name)
+            return
+        assert life.ended and not life.bugs, f"{folder.name}: {life}"
+        assert life.predicted == (2 * faulted.STEPS, 2 * faulted.STEPS), f"{folder.name}: {life}"
+        predictions.append(life.predicted[0])
+        check(folder, life)
+        shutil.rmtree(folder)
+
+    at_once(one, plans)
+    report("a disk that is full from any call on", faults=len(plans), predictions=sum(predictions), missed=len(missed))
+    assert len(plans) > len(FILLED) and missed == []
