@@ -39,9 +39,9 @@ TABLES = {
     "preprocess": ("Before the model", "one window"),
     "journal": (
         "Journal",
-        "records of about 200 bytes in groups of 100, beside SQLite (WAL, synchronous=FULL) on the same disk. File bytes "
-        "and device bytes (as the kernel counts what it sends to the disk) for a payload byte stored, and device bytes "
-        "of a record's whole life: stored, read, acknowledged, deleted",
+        "records of about 200 bytes in groups of 100, beside SQLite (WAL, synchronous=FULL) on the same disk. Bytes of "
+        "the files and bytes on the device (as the kernel counts what it sends to the disk) for a payload byte stored, "
+        "and bytes on the device in a record's whole life: stored, read, acknowledged, deleted",
     ),
     "wear": (
         "Flash wear",

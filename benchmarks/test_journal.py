@@ -1,8 +1,8 @@
 """The journal's grouped appends beside SQLite (WAL, synchronous=FULL) on the same disk in the same run.
 
 Both make the same records of about 200 bytes durable in groups of 100; SQLite gets the bare packed payload, the journal
-also checks it, gives ids and resolves a future a record. `extra_info` has the ratio of the rates, and the bytes that each
-sends to the disk as the kernel counts them, to store a payload byte and in a record's whole life (stored, read,
+also checks it, gives ids and resolves a future a record. `extra_info` has the ratio of the rates, and the bytes that
+each sends to the disk as the kernel counts them, to store a payload byte and in a record's whole life (stored, read,
 acknowledged, deleted in groups of 100 as well): on a flash card that is the figure that counts.
 """
 

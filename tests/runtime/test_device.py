@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from models import linear_model, make_package, make_signer, manifest_of, write_keys
 from tinylcm import ConfigError, Device, DeviceError, ModelError, ServerError, WireError
-from tinylcm.config import DeviceConfig, ModelConfig, TrialConfig
+from tinylcm.config import DeviceConfig, JournalConfig, ModelConfig, TrialConfig
 from tinylcm.device import enrol
 from tinylcm.manifest import MonitorSpec
 from tinylcm.package import build_package
@@ -132,3 +132,12 @@ def test_monitors_go_on_after_a_restart_and_a_torn_state_is_no_obstacle(
     state.write_bytes(state.read_bytes()[:-5])
     assert alarms(20) == 0
     assert "begin anew" in caplog.text
+
+
+def test_what_is_urgent_here_reaches_the_disk_at_once(config: DeviceConfig) -> None:
+    journal = JournalConfig(commit_interval_s=3600.0, urgent=("sample",))
+    with Device.open(replace(config, journal=journal), background=False) as device:
+        slow = device.journal.append("details", "summary", {})
+        quick = device.journal.append("details", "sample", {})
+        assert quick.result(10).seq == 2 and slow.result(10).seq == 1
+        assert not device.journal.append("details", "summary", {}).done()

@@ -234,6 +234,26 @@ def test_another_interval_counts_at_once_for_what_waits_too(tmp_path: Path) -> N
             journal.commit_within(-1.0)
 
 
+def test_over_its_budget_for_wear_a_journal_writes_details_less_often_also_after_a_restart(tmp_path: Path) -> None:
+    clock = HandClock()
+    limits = JournalLimits(commit_interval_s=1.0, wear_bytes_per_day=10_000)
+    with Journal.open(tmp_path, limits, clock) as journal:
+        for _ in range(3):
+            journal.append("events", "alarm", {"text": "x" * 4000}).result(5)
+        clock.now_s = 601.0
+        journal.append("events", "alarm", {}).result(5)
+        detail = journal.append("details", "summary", {})
+        wait_for(lambda: journal.stats().wear["stretched"], "the interval is stretched")
+        clock.now_s = 602.5
+        assert journal.append("events", "alarm", {}).result(5)  # events never wait
+        assert not detail.done() and journal.stats().wear["commit_interval_s"] == 2.0
+        clock.now_s = 603.5
+        journal.append("events", "alarm", {}).result(5)
+        assert detail.result(5).seq == 1
+    with Journal.open(tmp_path, limits, clock) as journal:
+        assert journal.stats().wear["commit_interval_s"] == 2.0
+
+
 def test_flush_does_not_wait_for_the_interval(tmp_path: Path) -> None:
     with Journal.open(tmp_path, JournalLimits(commit_interval_s=3600.0), SystemClock()) as journal:
         future = journal.append("details", "summary", {"n": 1})

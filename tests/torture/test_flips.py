@@ -73,7 +73,7 @@ def test_a_flip_of_any_byte_costs_at_most_the_record_hit(folder: Path, report: C
     origin = make(folder)
     whole, _, _ = read(shutil.copytree(origin, folder / "whole"))
     assert len(whole) > 100
-    chance, flips, lost_most = random.Random(3), 0, 0
+    chance, flips, wrong_total, lost_most = random.Random(3), 0, 0, 0
     for path in sorted(item for item in origin.rglob("*") if item.suffix == ".seg" or item.name == "cursor"):
         data = path.read_bytes()
         places = [place for place in range(0, len(data), STEP) if path.suffix == ".seg" or place % 4096 < 64]
@@ -90,14 +90,14 @@ def test_a_flip_of_any_byte_costs_at_most_the_record_hit(folder: Path, report: C
             assert wrong == 0 and all(found[key] == whole[key] for key in found.keys() & whole.keys()), where
             assert len(lost) <= (hit(data, place) if path.suffix == ".seg" else 0), f"{where}: lost {lost}"
             assert damaged >= len(lost), f"{where}: {lost} are not declared"
-            flips, lost_most = flips + 1, max(lost_most, len(lost))
-    report("every byte of a journal flipped", flips=flips, wrong=0, lost_at_most=lost_most)
+            flips, wrong_total, lost_most = flips + 1, wrong_total + wrong, max(lost_most, len(lost))
+    report("every byte of a journal flipped", flips=flips, wrong=wrong_total, lost_at_most=lost_most)
 
 
 def test_a_journal_cut_off_anywhere_gives_what_was_before(folder: Path, report: Callable[..., None]) -> None:
     origin = make(folder)
     whole, _, _ = read(shutil.copytree(origin, folder / "whole"))
-    cuts = 0
+    cuts = wrong_total = 0
     for stream in ("events", "details"):
         path = max((origin / stream).glob("*.seg"))
         data = path.read_bytes()
@@ -110,5 +110,5 @@ def test_a_journal_cut_off_anywhere_gives_what_was_before(folder: Path, report: 
             found, wrong, _ = read(state)
             lost = sum(key not in found for key in whole)
             assert wrong == 0 and lost <= sum(end > size for end in ends), f"{stream} cut at {size}: {lost} lost"
-            cuts += 1
-    report("a journal cut off at every byte", cuts=cuts, wrong=0)
+            cuts, wrong_total = cuts + 1, wrong_total + wrong
+    report("a journal cut off at every byte", cuts=cuts, wrong=wrong_total)
