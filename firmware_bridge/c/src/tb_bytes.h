@@ -5,6 +5,13 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Whether integers lie in memory as they go over the line: then whole values are copied, which takes less flash. */
+#if defined(__BYTE_ORDER__) && defined(__ORDER_LITTLE_ENDIAN__) && __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define TB_LITTLE_ENDIAN 1
+#else
+#define TB_LITTLE_ENDIAN 0
+#endif
+
 static inline uint16_t tb_get_u16(const uint8_t *p)
 {
   return (uint16_t)(p[0] | (uint32_t)p[1] << 8);
@@ -42,14 +49,24 @@ static inline uint8_t *tb_put_u16(uint8_t *p, uint16_t value)
 
 static inline uint8_t *tb_put_u32(uint8_t *p, uint32_t value)
 {
+#if TB_LITTLE_ENDIAN
+  memcpy(p, &value, sizeof value);
+  return p + 4;
+#else
   p = tb_put_u16(p, (uint16_t)value);
   return tb_put_u16(p, (uint16_t)(value >> 16));
+#endif
 }
 
 static inline uint8_t *tb_put_u64(uint8_t *p, uint64_t value)
 {
+#if TB_LITTLE_ENDIAN
+  memcpy(p, &value, sizeof value);
+  return p + 8;
+#else
   p = tb_put_u32(p, (uint32_t)value);
   return tb_put_u32(p, (uint32_t)(value >> 32));
+#endif
 }
 
 #endif

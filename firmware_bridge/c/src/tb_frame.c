@@ -3,56 +3,57 @@
 #include "tb_bytes.h"
 #include "tb_crc.h"
 
-tb_status tb_decoder_init(tb_decoder *decoder, uint8_t *buffer, size_t size)
+static void begin_body(tb_decoder *decoder)
 {
-  if (!decoder || !buffer || size < tb_frame_buffer_size(TB_PAYLOAD_MIN)) {
-    return TB_ERR_ARG;
-  }
-  size_t most = tb_frame_buffer_size(TB_PAYLOAD_MAX);
-  decoder->buffer = buffer;
-  decoder->size = (uint16_t)(size < most ? size : most);
   decoder->length = 0;
   decoder->left = 0;
   decoder->code = 0;
-  decoder->damaged = false;
+}
+
+tb_status tb_decoder_init(tb_decoder *decoder, uint8_t *buffer, size_t size)
+{
+  size_t most = tb_frame_buffer_size(TB_PAYLOAD_MAX);
+  if (!decoder || !buffer || size < tb_frame_buffer_size(TB_PAYLOAD_MIN)) {
+    return TB_ERR_ARG;
+  }
+  decoder->buffer = buffer;
+  decoder->size = (uint16_t)(size < most ? size : most);
+  begin_body(decoder);
   return TB_OK;
+}
+
+static bool right(const tb_decoder *decoder)
+{
+  const uint8_t *body = decoder->buffer;
+  uint32_t length = decoder->length, covered = length - TB_FRAME_CRC;
+  return decoder->left == 0 && length >= TB_FRAME_HEAD + TB_FRAME_CRC && length <= decoder->size &&
+         tb_crc32(0, body, covered) == tb_get_u32(body + covered);
 }
 
 static int finished(tb_decoder *decoder, tb_frame *out_frame)
 {
   const uint8_t *body = decoder->buffer;
-  uint16_t length = decoder->length;
-  bool empty = decoder->code == 0 && !decoder->damaged;
-  bool damaged = decoder->damaged || decoder->left != 0 || length < TB_FRAME_HEAD + TB_FRAME_CRC;
-  decoder->length = 0;
-  decoder->left = 0;
-  decoder->code = 0;
-  decoder->damaged = false;
-  if (empty) {
-    return 0;
+  int result = decoder->code == 0 ? 0 : TB_ERR_FRAME;
+  if (right(decoder)) {
+    result = 1;
+    out_frame->version = body[0] >> 4;
+    out_frame->flags = body[0] & 15;
+    out_frame->type = body[1];
+    out_frame->seq = tb_get_u16(body + 2);
+    out_frame->payload = body + TB_FRAME_HEAD;
+    out_frame->size = (uint16_t)(decoder->length - TB_FRAME_HEAD - TB_FRAME_CRC);
   }
-  if (damaged) {
-    return TB_ERR_FRAME;
-  }
-  uint16_t covered = (uint16_t)(length - TB_FRAME_CRC);
-  if (tb_crc32(0, body, covered) != tb_get_u32(body + covered)) {
-    return TB_ERR_FRAME;
-  }
-  out_frame->version = body[0] >> 4;
-  out_frame->flags = body[0] & 15;
-  out_frame->type = body[1];
-  out_frame->seq = tb_get_u16(body + 2);
-  out_frame->payload = body + TB_FRAME_HEAD;
-  out_frame->size = (uint16_t)(covered - TB_FRAME_HEAD);
-  return 1;
+  begin_body(decoder);
+  return result;
 }
 
 static void append(tb_decoder *decoder, uint8_t byte)
 {
-  if (decoder->length == decoder->size) {
-    decoder->damaged = true;
-  } else {
-    decoder->buffer[decoder->length++] = byte;
+  if (decoder->length < decoder->size) {
+    decoder->buffer[decoder->length] = byte;
+  }
+  if (decoder->length <= decoder->size) {
+    decoder->length++;
   }
 }
 
@@ -61,19 +62,16 @@ int tb_decoder_byte(tb_decoder *decoder, uint8_t byte, tb_frame *out_frame)
   if (byte == 0) {
     return finished(decoder, out_frame);
   }
-  if (decoder->damaged) {
+  if (decoder->left > 0) {
+    decoder->left--;
+    append(decoder, byte);
     return 0;
   }
-  if (decoder->left == 0) { /* a code: the block before it ends in a zero, unless it was a full one */
-    if (decoder->code != 0 && decoder->code != 0xff) {
-      append(decoder, 0);
-    }
-    decoder->code = byte;
-    decoder->left = (uint8_t)(byte - 1);
-  } else {
-    append(decoder, byte);
-    decoder->left--;
+  if (decoder->code != 0 && decoder->code != 0xff) { /* the block before this one stood for a zero at its end */
+    append(decoder, 0);
   }
+  decoder->code = byte;
+  decoder->left = (uint8_t)(byte - 1);
   return 0;
 }
 

@@ -37,10 +37,9 @@ typedef struct {
 typedef struct {
   uint8_t *buffer;
   uint16_t size;   /* of the buffer */
-  uint16_t length; /* decoded so far */
+  uint16_t length; /* decoded so far; size + 1: more than there is room for */
   uint8_t left;    /* bytes until the next COBS code */
   uint8_t code;    /* the block's code; 0: no block yet */
-  bool damaged;    /* COBS was wrong or the frame too long: pass over all until the next zero */
 } tb_decoder;
 
 /* Begin. TB_ERR_ARG: no buffer, or one too small for a payload of TB_PAYLOAD_MIN; the decoder is not usable. */

@@ -26,6 +26,7 @@ extern "C" {
 #ifndef TB_DRIFT_PENDING
 #define TB_DRIFT_PENDING 4 /* drift reports that wait for the host; 64 bytes each */
 #endif
+#define TB_POLL_BYTES 1024u
 #define TB_DRIFT_BYTES 64u
 #define TB_DRIFT_RETRY_US 200000u
 #define TB_DRIFT_TRIES 8u
@@ -40,37 +41,38 @@ enum { TB_STATE_FACTORY = 0, TB_STATE_TRIAL = 1, TB_STATE_CONFIRMED = 2 };
 enum { TB_LOG_DEBUG = 10, TB_LOG_INFO = 20, TB_LOG_WARNING = 30, TB_LOG_ERROR = 40 };
 enum { TB_UP = 1, TB_DOWN = 2 };
 
-/* What a sensor delivers; its stream is its place in tb_board.sensors. */
+/* What a sensor delivers; its stream is its place in tb_board.sensors. The numbers stand together because CAPS tells them
+ * in one go. */
 typedef struct {
+  uint32_t format;   /* TB_FORMAT_... */
+  uint32_t rate_mhz; /* rows in 1,000 s */
+  float scale;       /* one count in the unit */
   const char *name;
   const char *unit;
-  float scale;         /* one count in the unit */
-  uint32_t rate_mhz;   /* rows in 1,000 s */
-  const char *const *channels;
   uint8_t channel_count;
-  uint8_t format; /* TB_FORMAT_... */
+  const char *const *channels;
 } tb_sensor;
 
 /* What the board says of itself. It is read at each HELLO and must outlive the link. */
 typedef struct {
-  const char *uid;   /* at most 32 bytes, never the same on two boards */
-  const char *fw;    /* the firmware's own name and version */
-  const char *reset; /* why the board started */
-  uint32_t boot;     /* drawn at each start */
-  uint8_t window;    /* MODEL_CHUNKs that may be under way, 1 to 16 */
-  uint16_t align;    /* of writes to a slot, 1 to 16 */
-  uint16_t trial_s;
+  uint32_t boot;       /* drawn at each start */
+  uint32_t window;     /* MODEL_CHUNKs that may be under way, 1 to 16 */
+  uint32_t align;      /* of writes to a slot, 1 to 16 */
+  uint32_t trial_s;
   uint32_t slot_bytes; /* for a model, its header apart; 0: the board takes no models */
+  const char *uid;     /* at most 32 bytes, never the same on two boards */
+  const char *fw;      /* the firmware's own name and version */
+  const char *reset;   /* why the board started */
   const tb_sensor *sensors;
   uint8_t sensor_count;
 } tb_board;
 
 /* The model that runs, as CAPS tells it; tb_update keeps it. */
 typedef struct {
-  uint8_t sha[32];
+  uint32_t slot;  /* TB_NO_SLOT: the factory's */
+  uint32_t state; /* TB_STATE_... */
   uint32_t counter;
-  uint8_t slot;  /* TB_NO_SLOT: the factory's */
-  uint8_t state; /* TB_STATE_... */
+  uint8_t sha[32];
 } tb_running;
 
 typedef struct {
@@ -82,26 +84,43 @@ typedef struct {
 
 typedef struct {
   uint8_t *rx;
-  uint32_t rx_size; /* at least 64; what arrives between two polls must fit */
+  uint32_t rx_size; /* at least TB_RX_MIN; what arrives between two polls must fit */
   uint8_t *tx;
-  uint32_t tx_size; /* at least tb_frame_size_max(TB_TX_PAYLOAD_MIN) + 1 */
+  uint32_t tx_size; /* at least TB_TX_MIN, so that CAPS fits */
   uint8_t *frame;
   uint32_t frame_size; /* tb_frame_buffer_size(largest payload taken), 64 to 1024 */
 } tb_memory;
 
-#define TB_TX_PAYLOAD_MIN 512u /* CAPS must fit */
+#define TB_RX_MIN 64u
+#define TB_TX_MIN (tb_frame_size_max(512u) + 1u)
 
-typedef struct {
-  uint32_t rx, rx_bad, tx, tx_drop, rows, rows_drop, infer, drift, drift_lost;
-  volatile uint32_t rx_drop; /* bytes; counted by tb_link_push */
-  uint64_t infer_us;
-} tb_counters;
+/* Counters since the start, as METRICS tells them. */
+enum {
+  TB_COUNT_RX,
+  TB_COUNT_RX_BAD,
+  TB_COUNT_RX_DROP,
+  TB_COUNT_TX,
+  TB_COUNT_TX_DROP,
+  TB_COUNT_ROWS,
+  TB_COUNT_ROWS_DROP,
+  TB_COUNT_INFER,
+  TB_COUNT_DRIFT,
+  TB_COUNT_DRIFT_LOST,
+  TB_COUNT_CREDIT,
+  TB_COUNT_UP_HIGH,
+  TB_COUNT_UP_LOW,
+  TB_COUNT_INFER_US_HIGH,
+  TB_COUNT_INFER_US_LOW,
+  TB_COUNTS
+};
 
+/* Laid out as on the line, like tb_result. */
 typedef struct {
   uint64_t t_us;
   uint8_t stream;
   uint8_t channel;
   uint8_t direction; /* TB_UP or TB_DOWN */
+  uint8_t zero;
   int32_t statistic, threshold, mean, variance; /* Q16.16 */
   uint32_t count;
   uint16_t histogram[16];
@@ -131,13 +150,15 @@ typedef struct tb_link {
   void *handler_user;
   tb_ring rx, tx;
   tb_decoder decoder;
-  tb_counters counters;
+  uint32_t counts[TB_COUNTS];
+  volatile uint32_t rx_dropped; /* bytes; counted by tb_link_push */
+  uint64_t infer_us;
   uint32_t session;
   uint16_t host_max; /* the largest payload the host takes */
   uint16_t result_seq, metrics_seq, log_seq, drift_seq;
   bool host_known, kept, reset_asked;
   /* the last request that changed something, and its answer */
-  uint8_t kept_type, kept_flags, kept_size, kept_answer[TB_ANSWER_MAX];
+  uint8_t kept_type, kept_refusal, kept_size, kept_answer[TB_ANSWER_MAX];
   uint16_t kept_seq;
   /* drift reports that wait, the oldest first */
   uint8_t drift_tries, drift_waiting;
@@ -153,7 +174,7 @@ tb_status tb_link_init(tb_link *link, const tb_port *port, const tb_board *board
  * dropped as damaged, and the host asks again. */
 bool tb_link_push(tb_link *link, uint8_t byte);
 
-/* Do what there is to do: read, answer, repeat drift reports, write. Bounded by the size of the receive ring. Returns
+/* Do what there is to do: read, answer, repeat drift reports, write. Takes TB_POLL_BYTES bytes at most. Returns
  * TB_OK, or TB_ERR_STATE after a RESET whose port function returned: init everything anew. */
 tb_status tb_link_poll(tb_link *link);
 

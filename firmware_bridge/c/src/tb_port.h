@@ -10,9 +10,8 @@
 #define TB_SLOTS 2
 
 typedef struct {
-  /* Up to `max` received bytes into `out`; returns how many, 0 when there are none. NULL when an interrupt hands the
-   * bytes to tb_link_push instead. */
-  size_t (*read)(void *user, uint8_t *out, size_t max);
+  /* The next received byte, or -1 when there is none. NULL when an interrupt hands bytes to tb_link_push instead. */
+  int (*read)(void *user);
   /* Take up to `n` bytes to send and return how many were taken; the rest is offered again at the next poll. */
   size_t (*write)(void *user, const uint8_t *data, size_t n);
   /* Microseconds since the start, never going back. */

@@ -1,11 +1,27 @@
 /* What the board sends unasked: rows, predictions, drift reports, metrics and text. */
+#include <stddef.h>
 #include <string.h>
 
 #include "tb_bytes.h"
 #include "tb_link_internal.h"
 
+/* What is copied as a whole is laid out as on the line. */
+#define TB_RESULT_BYTES 20u
+typedef char drift_is_laid_out[sizeof(tb_drift) == TB_DRIFT_BYTES ? 1 : -1];
+typedef char result_is_laid_out[offsetof(tb_result, took_us) == TB_RESULT_BYTES - 4 ? 1 : -1];
+
 /* An answer must find room however much is streamed: the largest, CAPS, apart. */
 #define RESERVED tb_frame_size_max(128u)
+
+/* Only what was sent is numbered. */
+static tb_status numbered(tb_link *link, tb_encoder *encoder, uint16_t *seq)
+{
+  tb_status status = tb_link_sent(link, encoder);
+  if (status == TB_OK) {
+    (*seq)++;
+  }
+  return status;
+}
 
 void tb_link_unasked(tb_link *link, tb_encoder *encoder, uint8_t flags, uint8_t type, uint16_t seq)
 {
@@ -14,7 +30,7 @@ void tb_link_unasked(tb_link *link, tb_encoder *encoder, uint8_t flags, uint8_t 
 
 static uint32_t row_bytes(const tb_sensor *sensor)
 {
-  return (uint32_t)sensor->channel_count * (sensor->format == TB_FORMAT_F32 ? 4u : 2u);
+  return sensor->channel_count * 2u * sensor->format; /* i16 is format 1, f32 is 2 */
 }
 
 uint16_t tb_link_rows_max(const tb_link *link, uint8_t stream)
@@ -26,20 +42,18 @@ uint16_t tb_link_rows_max(const tb_link *link, uint8_t stream)
   return (uint16_t)(each ? (link->host_max - TB_SENSOR_HEAD) / each : 0);
 }
 
-static void put_values(tb_encoder *encoder, const void *values, uint32_t count, uint8_t format)
+/* Little-endian machines have the values in memory as the line wants them. */
+static void put_values(tb_encoder *encoder, const void *values, uint32_t bytes, uint8_t each)
 {
-  uint8_t out[4];
-  for (uint32_t i = 0; i < count; i++) {
-    if (format == TB_FORMAT_F32) {
-      uint32_t bits;
-      memcpy(&bits, (const float *)values + i, sizeof bits);
-      tb_put_u32(out, bits);
-      tb_encoder_put(encoder, out, 4);
-    } else {
-      tb_put_u16(out, (uint16_t)((const int16_t *)values)[i]);
-      tb_encoder_put(encoder, out, 2);
-    }
+#if TB_LITTLE_ENDIAN
+  (void)each;
+  tb_encoder_put(encoder, values, bytes);
+#else
+  const uint8_t *p = values;
+  for (uint32_t i = 0; i < bytes; i++) {
+    tb_encoder_put(encoder, p + i - i % each + (each - 1 - i % each), 1);
   }
+#endif
 }
 
 static tb_status send_rows(tb_link *link, uint8_t number, const void *values, uint16_t rows, uint64_t t0_us,
@@ -52,7 +66,7 @@ static tb_status send_rows(tb_link *link, uint8_t number, const void *values, ui
   }
   uint8_t head[TB_SENSOR_HEAD], *p = head;
   *p++ = number;
-  *p++ = sensor->format;
+  *p++ = (uint8_t)sensor->format;
   p = tb_put_u16(p, rows);
   p = tb_put_u32(p, stream->index);
   p = tb_put_u64(p, t0_us);
@@ -60,13 +74,10 @@ static tb_status send_rows(tb_link *link, uint8_t number, const void *values, ui
   tb_encoder encoder;
   tb_link_unasked(link, &encoder, 0, TB_SENSOR, stream->seq);
   tb_encoder_put(&encoder, head, sizeof head);
-  put_values(&encoder, values, (uint32_t)rows * sensor->channel_count, sensor->format);
-  tb_status status = tb_link_sent(link, &encoder);
-  if (status == TB_OK) {
-    stream->seq++;
-    if (stream->credit != TB_CREDIT_ENDLESS) {
-      stream->credit--;
-    }
+  put_values(&encoder, values, rows * row_bytes(sensor), (uint8_t)(2 * sensor->format));
+  tb_status status = numbered(link, &encoder, &stream->seq);
+  if (status == TB_OK && stream->credit != TB_CREDIT_ENDLESS) {
+    stream->credit--;
   }
   return status;
 }
@@ -77,16 +88,16 @@ tb_status tb_link_send_rows(tb_link *link, uint8_t stream, const void *values, u
   if (stream >= link->board->sensor_count || !values) {
     return TB_ERR_ARG;
   }
-  if (rows == 0 || rows > tb_link_rows_max(link, stream)) {
+  if (rows == 0 || rows * row_bytes(&link->board->sensors[stream]) + TB_SENSOR_HEAD > link->host_max) {
     return TB_ERR_SIZE;
   }
-  link->counters.rows += rows;
+  link->counts[TB_COUNT_ROWS] += rows;
   if (!link->streams[stream].on) {
     return TB_ERR_OFF;
   }
   tb_status status = send_rows(link, stream, values, rows, t0_us, dt_us);
   if (status != TB_OK) {
-    link->counters.rows_drop += rows;
+    link->counts[TB_COUNT_ROWS_DROP] += rows;
   }
   link->streams[stream].index += rows;
   return status;
@@ -94,23 +105,25 @@ tb_status tb_link_send_rows(tb_link *link, uint8_t stream, const void *values, u
 
 tb_status tb_link_send_result(tb_link *link, const tb_result *result)
 {
-  uint8_t out[20], *p = out;
-  link->counters.infer++;
-  link->counters.infer_us += result->took_us;
+  link->counts[TB_COUNT_INFER]++;
+  link->infer_us += result->took_us;
   if (!link->host_known) {
     return TB_ERR_OFF;
   }
+  tb_encoder encoder;
+  tb_link_unasked(link, &encoder, 0, TB_RESULT, link->result_seq);
+#if TB_LITTLE_ENDIAN
+  tb_encoder_put(&encoder, (const uint8_t *)result, TB_RESULT_BYTES);
+#else
+  uint8_t out[TB_RESULT_BYTES], *p = out;
   p = tb_put_u64(p, result->t_us);
   p = tb_put_u32(p, result->model);
   p = tb_put_u16(p, result->class_index);
   p = tb_put_u16(p, result->score);
   tb_put_u32(p, result->took_us);
-  tb_encoder encoder;
-  tb_link_unasked(link, &encoder, 0, TB_RESULT, link->result_seq);
   tb_encoder_put(&encoder, out, sizeof out);
-  tb_status status = tb_link_sent(link, &encoder);
-  link->result_seq = (uint16_t)(link->result_seq + (status == TB_OK));
-  return status;
+#endif
+  return numbered(link, &encoder, &link->result_seq);
 }
 
 tb_status tb_link_send_metrics(tb_link *link)
@@ -121,9 +134,7 @@ tb_status tb_link_send_metrics(tb_link *link)
   tb_encoder encoder;
   tb_link_unasked(link, &encoder, 0, TB_METRICS, link->metrics_seq);
   tb_requests_pack_metrics(link, &encoder);
-  tb_status status = tb_link_sent(link, &encoder);
-  link->metrics_seq = (uint16_t)(link->metrics_seq + (status == TB_OK));
-  return status;
+  return numbered(link, &encoder, &link->metrics_seq);
 }
 
 tb_status tb_link_log(tb_link *link, uint8_t level, const char *text)
@@ -142,19 +153,20 @@ tb_status tb_link_log(tb_link *link, uint8_t level, const char *text)
   tb_link_unasked(link, &encoder, 0, TB_LOG, link->log_seq);
   tb_encoder_put(&encoder, head, sizeof head);
   tb_encoder_put(&encoder, (const uint8_t *)text, n);
-  tb_status status = tb_link_sent(link, &encoder);
-  link->log_seq = (uint16_t)(link->log_seq + (status == TB_OK));
-  return status;
+  return numbered(link, &encoder, &link->log_seq);
 }
 
 tb_status tb_link_send_drift(tb_link *link, const tb_drift *drift)
 {
-  link->counters.drift++;
+  link->counts[TB_COUNT_DRIFT]++;
   if (link->drift_waiting == TB_DRIFT_PENDING) {
-    link->counters.drift_lost++;
+    link->counts[TB_COUNT_DRIFT_LOST]++;
     return TB_ERR_ROOM;
   }
   uint8_t *p = link->drift_queue[link->drift_waiting++];
+#if TB_LITTLE_ENDIAN
+  memcpy(p, drift, TB_DRIFT_BYTES);
+#else
   p = tb_put_u64(p, drift->t_us);
   *p++ = drift->stream;
   *p++ = drift->channel;
@@ -168,11 +180,13 @@ tb_status tb_link_send_drift(tb_link *link, const tb_drift *drift)
   for (unsigned i = 0; i < 16; i++) {
     p = tb_put_u16(p, drift->histogram[i]);
   }
+#endif
   return TB_OK;
 }
 
-static void next_drift(tb_link *link)
+static void next_drift(tb_link *link, bool lost)
 {
+  link->counts[TB_COUNT_DRIFT_LOST] += lost;
   link->drift_waiting--;
   memmove(link->drift_queue[0], link->drift_queue[1], link->drift_waiting * sizeof link->drift_queue[0]);
   link->drift_seq++;
@@ -182,9 +196,8 @@ static void next_drift(tb_link *link)
 
 void tb_drift_answered(tb_link *link, uint16_t seq, bool refused)
 {
-  if (link->drift_waiting > 0 && link->drift_tries > 0 && seq == link->drift_seq) {
-    link->counters.drift_lost += refused;
-    next_drift(link);
+  if (link->drift_tries > 0 && seq == link->drift_seq) {
+    next_drift(link, refused);
   }
 }
 
@@ -194,15 +207,13 @@ void tb_drift_poll(tb_link *link)
   if (link->drift_waiting == 0 || !link->host_known || now < link->drift_due_us) {
     return;
   }
-  if (link->drift_tries == TB_DRIFT_TRIES) {
-    link->counters.drift_lost++;
-    next_drift(link);
+  if (link->drift_tries++ == TB_DRIFT_TRIES) {
+    next_drift(link, true);
     return;
   }
+  link->drift_due_us = now + TB_DRIFT_RETRY_US;
   tb_encoder encoder;
   tb_link_unasked(link, &encoder, TB_FLAG_ACKREQ, TB_DRIFT, link->drift_seq);
   tb_encoder_put(&encoder, link->drift_queue[0], TB_DRIFT_BYTES);
   (void)tb_link_sent(link, &encoder); /* no room counts as a try: the loop stays bounded */
-  link->drift_tries++;
-  link->drift_due_us = now + TB_DRIFT_RETRY_US;
 }

@@ -121,7 +121,7 @@ tb_status tb_update_init(tb_update *update, const tb_update_config *config)
 /* End what runs: set REJECTED and run what is behind it. */
 static tb_status step_back(tb_update *update)
 {
-  tb_status status = tb_slot_mark(update->config.port, update->running.slot, TB_MARK_REJECTED);
+  tb_status status = tb_slot_mark(update->config.port, (uint8_t)update->running.slot, TB_MARK_REJECTED);
   return status == TB_OK ? run_best(update) : status;
 }
 
@@ -237,8 +237,8 @@ static tb_status chunk(tb_update *update, const tb_frame *request, uint8_t *out,
 
 static tb_status state_answer(const tb_update *update, uint8_t *out, uint8_t *out_size)
 {
-  out[0] = update->running.slot;
-  out[1] = update->running.state;
+  out[0] = (uint8_t)update->running.slot;
+  out[1] = (uint8_t)update->running.state;
   *out_size = 2;
   return TB_OK;
 }
@@ -298,7 +298,7 @@ static tb_status confirm(tb_update *update, const tb_frame *request, uint8_t *ou
     return TB_ERR_STATE;
   }
   if (update->running.state == TB_STATE_TRIAL) {
-    tb_status status = tb_slot_mark(update->config.port, update->running.slot, TB_MARK_CONFIRMED);
+    tb_status status = tb_slot_mark(update->config.port, (uint8_t)update->running.slot, TB_MARK_CONFIRMED);
     if (status != TB_OK) {
       return status;
     }

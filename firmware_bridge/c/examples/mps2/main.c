@@ -134,8 +134,15 @@ static void describe(uint32_t starts)
   uint32_t seed[2] = { starts, sh_time_s() };
   bool restarted = restart_asked == RESTART_MAGIC;
   restart_asked = 0;
-  sensor = (tb_sensor){ "watch", "m/s2 rad/s", 1.0f / 512.0f, 10000u * given.speed, CHANNEL_NAMES, CHANNELS,
-                        TB_FORMAT_I16 };
+  sensor = (tb_sensor){
+    .format = TB_FORMAT_I16,
+    .rate_mhz = 10000u * given.speed,
+    .name = "watch",
+    .unit = "m/s2 rad/s",
+    .scale = 1.0f / 512.0f,
+    .channel_count = CHANNELS,
+    .channels = CHANNEL_NAMES,
+  };
   board = (tb_board){
     .uid = given.uid,
     .fw = "mps2-watch " TB_LIBRARY_VERSION,
@@ -143,7 +150,7 @@ static void describe(uint32_t starts)
     .boot = tb_crc32(tb_crc32(0, (const uint8_t *)seed, sizeof seed), (const uint8_t *)given.uid, strlen(given.uid)),
     .window = 4,
     .align = STORE_ALIGN,
-    .trial_s = (uint16_t)given.trial_s,
+    .trial_s = given.trial_s,
     .slot_bytes = STORE_MODEL_MAX,
     .sensors = &sensor,
     .sensor_count = 1,
