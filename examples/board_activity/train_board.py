@@ -82,7 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     exported.ir_version = IR_VERSION
     options.output.write_bytes(exported.SerializeToString(deterministic=True))
-    np.savez_compressed(options.windows, **windows)
+    np.savez_compressed(
+        options.windows, calibration=windows["calibration"], held_out=windows["held_out"], truth=windows["truth"]
+    )
     right = float((forest.predict(features_of(windows["held_out"])) == windows["truth"]).mean())
     print(f"{len(windows['truth'])} held-out windows of the test recordings: {right:.4f} right by the forest")
     print(f"{options.output}: {options.output.stat().st_size} bytes; windows to convert with: {options.windows}")
