@@ -19,9 +19,9 @@ from .checks import Fields
 from .console import add_command, print_result
 from .errors import ConfigError, InputError, ModelError
 from .files import read_bounded, write_atomic
+from .manifest import BOARD
 from .types import Json
 
-BOARD: Final = "board"  # the format of a package for boards
 AGREEMENT_MIN: Final = 0.98  # as `firmware_bridge.convert` has it; it is not loaded for --help
 GOLDEN_WINDOWS: Final = 8
 GOLDEN_TOLERANCE: Final = 1e-6  # the model is in integers: every machine computes the same

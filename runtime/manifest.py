@@ -28,6 +28,7 @@ STAGES_MAX: Final = 8
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VERSION: Final = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6}){0,3}([-+][0-9A-Za-z.-]{1,40})?")
 FORMAT: Final = re.compile(r"[a-z][a-z0-9_]{0,31}")
+BOARD: Final = "board"  # the format of a package for the boards behind a device
 CHAIN: Final = "chain"  # the format of a package of several stages
 MEMBER: Final = re.compile(r"golden\.f32|(model|stage[0-7])\.([a-z][a-z0-9_]{0,31})")
 REFUSED: Final = frozenset({"pickle", "pkl", "joblib", "dill", "py", "so", "sh"})  # reading them can run code

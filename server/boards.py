@@ -21,6 +21,7 @@ from . import feed
 from .db import Connection, Row, rows
 
 BOARDS_MAX: Final = 256  # of one device; more are left out
+STATES_SHOWN_MAX: Final = 50_000
 DOWN: Final = ("away", "failed")  # states in which somebody should look after a board
 _log: Final = logging.getLogger("tinysphere")
 _TOLD: Final = ("name", "fw", "model", "model_version", "state")
@@ -96,6 +97,38 @@ def _tell(connection: Connection, device: str, board: Board, before: Row | None,
         return
     told = {name: getattr(board, name) for name in _TOLD if name != "model"}
     feed.note(connection, "board", now_s, device, board.model or None, uid=board.uid, **told)
+
+
+class BoardState(msgspec.Struct, frozen=True):
+    """How far a deployment has come on a board."""
+
+    uid: str
+    state: str
+    reason: str
+    updated_at: float
+
+
+def note_state(connection: Connection, deployment: int, device: str, state: BoardState) -> None:
+    """Store what a device says of a deployment on one of its boards."""
+    connection.execute(
+        "INSERT INTO board_deployment (deployment, device, board, state, reason, updated_at) VALUES (?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (deployment, device, board) DO UPDATE SET state = excluded.state, reason = excluded.reason,"
+        " updated_at = excluded.updated_at",
+        (deployment, device, state.uid, state.state, state.reason, state.updated_at),
+    )
+
+
+def states_of(connection: Connection, deployment: int) -> dict[str, list[BoardState]]:
+    """How far a deployment has come on boards, by device."""
+    sql = (
+        "SELECT device, board, state, reason, updated_at FROM board_deployment WHERE deployment = ?"
+        " ORDER BY device, board LIMIT ?"
+    )
+    found: dict[str, list[BoardState]] = {}
+    for item in rows(connection, sql, (deployment, STATES_SHOWN_MAX)):
+        state = BoardState(item["board"], item["state"], item["reason"], item["updated_at"])
+        found.setdefault(item["device"], []).append(state)
+    return found
 
 
 def boards_of(connection: Connection, devices: Sequence[str]) -> dict[str, list[BoardView]]:

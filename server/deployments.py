@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
-from tinylcm.manifest import parse_manifest
+from tinylcm.manifest import BOARD, parse_manifest
 from tinylcm.requires import Requires, unmet
 from tinylcm.wire import Desired, DesiredModel
 
 from . import selectors
 from .audit import audit
+from .boards import BoardState, states_of
 from .db import Connection, Database, Page, Row, decode_cursor, meta, paged, raise_generation, row, rows
 from .errors import ForbiddenError, NotFoundError
 from .groups import Groups
@@ -46,6 +47,7 @@ class DeviceState(msgspec.Struct, frozen=True):
     state: str
     reason: str
     updated_at: float
+    boards: list[BoardState] = []
 
 
 class DeploymentView(msgspec.Struct, frozen=True):
@@ -142,7 +144,9 @@ def _get(connection: Connection, deployment: int) -> DeploymentView:
         " LEFT JOIN device d ON d.id = s.device WHERE s.deployment = ? ORDER BY s.device LIMIT ?",
         (deployment, DEVICES_SHOWN_MAX),
     )
-    return _view(connection, found, [DeviceState(**state) for state in states])
+    on_boards = states_of(connection, deployment)
+    devices = [DeviceState(**state, boards=on_boards.get(state["device_id"], [])) for state in states]
+    return _view(connection, found, devices)
 
 
 def get_deployment(db: Database, deployment: int) -> DeploymentView:
@@ -175,7 +179,7 @@ class Plan:
 
 def plan(connection: Connection, device_id: str) -> Plan:
     """What a device should run: of each model the newest active deployment that means it and that it is fit for."""
-    sql = "SELECT id, name, labels, capabilities FROM device WHERE id = ? AND retired_at IS NULL"
+    sql = "SELECT id, name, labels, capabilities, boards FROM device WHERE id = ? AND retired_at IS NULL"
     device = row(connection, sql, (device_id,))
     generation = int(meta(connection, "generation"))
     if device is None:
@@ -194,7 +198,10 @@ def plan(connection: Connection, device_id: str) -> Plan:
         if found["model"] in chosen or not selectors.parse(found["selector"]).matches(facts):
             continue
         requires, formats = _asked(found["manifest"])
-        if problems := unmet(requires, formats, capabilities):
+        problems = unmet(requires, formats, capabilities)
+        if BOARD in formats and not device["boards"]:
+            problems.append("it is for boards, and there is none behind the device")
+        if problems:
             unfit[found["id"]] = "; ".join(problems)
             continue
         chosen[found["model"]] = DesiredModel(

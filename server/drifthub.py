@@ -26,7 +26,8 @@ class HistogramView(msgspec.Struct, frozen=True):
 
 
 class DriftEventView(msgspec.Struct, frozen=True):
-    """An alarm as it arrived. `at` is on the server's clock; unknown when that boot was never anchored."""
+    """An alarm as it arrived. `at` is on the server's clock; unknown when that boot was never anchored. `board` is the
+    uid of the board behind the device that it is of, or empty."""
 
     id: int
     device_id: str
@@ -47,6 +48,7 @@ class DriftEventView(msgspec.Struct, frozen=True):
     p_value: float | None = None
     arl0: float | None = None
     monitors: int = 1
+    board: str = ""
 
 
 def _view(found: Row) -> DriftEventView:

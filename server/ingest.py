@@ -38,6 +38,7 @@ DEPLOYMENT_STATES: Final = frozenset(
 LABELS_MAX: Final = 10_000
 EPOCH: Final = re.compile(r"[0-9a-f]{16}")
 REASON_CHARACTERS_MAX: Final = 1000
+BOARD_UID_MAX: Final = 64
 EPOCHS_MAX: Final = 10_000  # a stream of a device; an honest journal draws a new one only when it was lost
 
 
@@ -46,7 +47,7 @@ COLUMNS: Final = {
     "refused_record": ("device", "stream", "epoch", "seq", "reason", "received_at"),
     "drift_event": (
         "device", "model", "version", "monitor", "detector", "signal", "statistic", "threshold", '"window"', "suspect",
-        "at", "received_at", "histogram", "p_value", "arl0", "monitors",
+        "at", "received_at", "histogram", "p_value", "arl0", "monitors", "board",
     ),
     "summary": (
         "device", "model", "version", "at", "received_at", "windows", "confidence_mean", "confidence_p5",
@@ -162,10 +163,11 @@ def sync_in(
 
 
 def _note_device(connection: Connection, device: str, request: SyncRequest, now_s: float, next_sync_s: float) -> bool:
-    """Whether it reports other capabilities than before: then other selectors may mean it."""
+    """Whether it reports other capabilities than before, or has boards where it had none: then other selectors and
+    packages may mean it."""
     reported = json.dumps(request.capabilities)
     before = row(connection, "SELECT capabilities, boards FROM device WHERE id = ?", (device,))
-    count = before["boards"] if before is not None else 0
+    count = had = before["boards"] if before is not None else 0
     if request.boards or count:
         count = boards.note(connection, device, request.boards, now_s)
     connection.execute(
@@ -188,7 +190,8 @@ def _note_device(connection: Connection, device: str, request: SyncRequest, now_
         " device_wall_s = excluded.device_wall_s, received_at = excluded.received_at",
         (device, request.boot, request.anchor.boot_ns, request.anchor.wall_s, now_s),
     )
-    return before is not None and bool(request.capabilities) and before["capabilities"] != reported
+    is_other = bool(request.capabilities) and before is not None and before["capabilities"] != reported
+    return before is not None and (is_other or bool(had) != bool(count))
 
 
 def _settle(
@@ -310,6 +313,7 @@ def _alarm(batch: _Batch, fields: Fields, at: float | None) -> None:
     names = [fields.text(key) for key in ("model", "version", "monitor", "detector", "signal")]
     model, version, monitor, _, signal = names
     statistic, threshold = (_optional_number(fields, key) for key in ("statistic", "threshold"))
+    board = fields.text("board", "", length_max=BOARD_UID_MAX)
     batch.add(
         "drift_event",
         batch.device,
@@ -322,8 +326,11 @@ def _alarm(batch: _Batch, fields: Fields, at: float | None) -> None:
         histogram,
         *(_optional_number(fields, key) for key in ("p_value", "arl0")),
         fields.natural("monitors", 1, high=1_000_000),
+        board,
     )
     told = {"version": version, "monitor": monitor, "signal": signal, "statistic": statistic, "threshold": threshold}
+    if board:
+        told["board"] = board
     batch.tell("drift", model, **told)
 
 
@@ -376,6 +383,11 @@ def _deployment(batch: _Batch, fields: Fields, at: float | None) -> None:
     number, reason = fields.natural("deployment"), fields.text("reason", "", length_max=10_000)
     if row(batch.connection, "SELECT 1 FROM deployment WHERE id = ?", (number,)) is None:
         return  # installed by hand on the device (number 0), or of a server whose database was restored
+    if board := fields.text("board", "", length_max=BOARD_UID_MAX):
+        known = boards.BoardState(board, state, reason[:REASON_CHARACTERS_MAX], batch.now_s)
+        boards.note_state(batch.connection, number, batch.device, known)
+        batch.tell("deployment", fields.text("model", "") or None, deployment=number, board=board, state=state)
+        return
     batch.connection.execute(
         "INSERT INTO device_deployment (deployment, device, state, reason, updated_at) VALUES (?, ?, ?, ?, ?)"
         " ON CONFLICT (deployment, device) DO UPDATE SET state = excluded.state, reason = excluded.reason,"

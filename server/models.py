@@ -251,6 +251,7 @@ class DriftEvent(Model):
     p_value = FloatField(null=True)
     arl0 = FloatField(null=True)
     monitors = IntegerField(default=1)
+    board = TextField(default="")
 
     class Meta:
         table_name = "drift_event"
@@ -554,6 +555,22 @@ class BoardRow(Model):
         without_rowid = True
 
 
+class BoardDeployment(Model):
+    """How far a deployment has come on a board behind a device."""
+
+    deployment = BigIntegerField()
+    device = TextField()
+    board = TextField()
+    state = TextField()
+    reason = TextField()
+    updated_at = FloatField()
+
+    class Meta:
+        table_name = "board_deployment"
+        primary_key = CompositeKey("deployment", "device", "board")
+        without_rowid = True
+
+
 class Job(Model):
     """Work that is done again and again, by one process at a time; times are of the database's clock."""
 
@@ -610,6 +627,7 @@ TABLES: Final[tuple[type[Model], ...]] = (
     Feed,
     Log,
     BoardRow,
+    BoardDeployment,
     Job,
     Removal,
 )

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from board_data import board_package
 from kit import NOW, Kit, make_kit, record
 from models import make_package
 from tinylcm.requires import Requires
-from tinysphere import deployments, fleet
+from tinysphere import boards, deployments, fleet
 from tinysphere.errors import BadRequestError, ForbiddenError, NotFoundError
 
 
@@ -110,3 +111,45 @@ def test_what_a_device_has_said_of_a_deployment_stays(kit: Kit) -> None:
     kit.sync(device, events=[record(1, "deployment", said)])
     kit.sync(device, capabilities={"cpus": 1})
     assert state_of(kit, third.id) == [("confirmed", "")]
+
+
+def test_a_package_for_boards_is_offered_to_devices_with_boards_and_says_how_far_each_came(kit: Kit) -> None:
+    kit.upload(board_package(), name="waves")
+    one, other = kit.enrol("one", "1" * 64), kit.enrol("other", "2" * 64)
+    deployment = kit.deploy(model="waves")
+    able = {"backends": ["board", "onnx"]}
+    kit.sync(other, capabilities=able)
+    assert state_of(kit, deployment.id) == [("unfit", "it is for boards, and there is none behind the device")]
+    kit.sync(one, capabilities=able)
+    two = [{"uid": "b-1"}, {"uid": "b-2"}]
+    generation = {"generation": kit.sync(one).desired.generation, "server_instance": kit.db.instance}  # type: ignore[union-attr]
+    answer = kit.sync(one, capabilities=able, boards=two, **generation)
+    assert [model.model for model in answer.desired.models] == ["waves"], "a first board is news"  # type: ignore[union-attr]
+    deployments.check_may_fetch(kit.db, one, deployment.sha256)
+    said = {"deployment": deployment.id, "model": "waves", "version": "1.0.0", "sha256": deployment.sha256}
+    kit.sync(
+        one,
+        boards=two,
+        events=[
+            record(1, "deployment", {**said, "board": "b-1", "state": "trial", "reason": ""}),
+            record(2, "deployment", {**said, "board": "b-2", "state": "refused", "reason": "its self-test failed"}),
+            record(3, "deployment", {**said, "board": "b-1", "state": "confirmed", "reason": ""}),
+            record(4, "deployment", {**said, "state": "confirmed", "reason": ""}),
+        ],
+    )
+    found = {item.device_id: item for item in deployments.get_deployment(kit.db, deployment.id).devices}
+    assert [(b.uid, b.state, b.reason) for b in found[one].boards] == [
+        ("b-1", "confirmed", ""), ("b-2", "refused", "its self-test failed"),
+    ]  # fmt: skip
+    assert found[one].state == "confirmed" and found[other].boards == []
+
+
+def test_a_state_of_a_board_that_cannot_be_is_refused_alone(kit: Kit) -> None:
+    device, deployment = kit.enrol(), kit.deploy()
+    said = {"deployment": deployment.id, "model": "gesture", "state": "confirmed"}
+    answer = kit.sync(
+        device,
+        events=[record(1, "deployment", {**said, "board": "x" * 65}), record(2, "deployment", {**said, "board": 7})],
+    )
+    assert [refused.seq for refused in answer.refused] == [1, 2]
+    assert kit.db.read(lambda connection: boards.states_of(connection, deployment.id)) == {}

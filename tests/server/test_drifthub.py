@@ -40,6 +40,13 @@ def test_an_event_keeps_its_histogram_and_its_time(kit: Kit) -> None:
     assert event.at == NOW - 6 and event.device_id == device
 
 
+def test_an_alarm_of_a_board_names_it(kit: Kit) -> None:
+    device = kit.enrol()
+    kit.sync(device, events=[record(1, "alarm", alarm(board="nucleo-7")), record(2, "alarm", alarm())])
+    found = drifthub.list_events(kit.db, device, None, None, 10).items
+    assert [event.board for event in found] == ["", "nucleo-7"]
+
+
 def test_what_is_not_there_is_said(kit: Kit) -> None:
     with pytest.raises(NotFoundError):
         drifthub.get_event(kit.db, 5)

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from kit import request
 from starlette.testclient import TestClient
-from tinysphere import auth
+from tinysphere import auth, fleet, ingest
 from tinysphere.app import create_app
 from tinysphere.config import ServerConfig
 from tinysphere.drifthub import DriftEventView, HistogramView
@@ -65,6 +66,24 @@ def test_a_wrong_token_stays_outside_and_a_foreign_target_is_ignored(client: Tes
     assert wrong.status_code == 401 and 'role="alert"' in wrong.text
     for target in ("https://evil.example", "//evil.example", "/\\evil.example", ""):
         assert sign_in(client, token, target).headers["location"] == "/devices"  # type: ignore[attr-defined]
+
+
+def test_a_device_shows_the_boards_behind_it(client: TestClient, token: str) -> None:
+    db = client.app.state.server.db  # type: ignore[attr-defined]
+    secret = fleet.EnrolRequest(auth.create_join_token(db, 1, 60, "test", 0.0), "gateway", "1" * 64)
+    device = fleet.enrol(db, secret, 0.0)[0].device_id
+    boards = [
+        {"uid": "n-7", "name": "left <wrist>", "fw": "1.2", "model": "waves", "model_version": "3.0.0",
+         "state": "online", "last_seen_ms": 10},
+        {"uid": "n-8", "state": "away"},
+    ]  # fmt: skip
+    ingest.sync(db, device, request(boards=boards), 100.0, 30.0)
+    sign_in(client, token)
+    page = client.get(f"/devices/{device}").text
+    assert "Boards behind it" in page and "left &lt;wrist&gt;" in page and "waves 3.0.0" in page
+    assert re.search(r'state bad">away', page) and re.search(r'state good">online', page)
+    ingest.sync(db, device, request(boards=boards[:1]), 200.0, 30.0)
+    assert re.search(r'state bad">gone', client.get(f"/devices/{device}").text)
 
 
 def test_what_is_not_there_is_a_page_too(client: TestClient, token: str) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
+from models import make_signer
+from tinylcm.keys import Signer
+from tinylcm.manifest import InputSpec, Manifest, WindowSpec
+from tinylcm.publish import build_from
 
 from firmware_bridge.blob import (
     BIAS_MAX,
@@ -17,7 +22,10 @@ from firmware_bridge.blob import (
     Layer,
     Network,
     Trees,
+    Vector,
+    write_model,
 )
+from firmware_bridge.interpreter import run_quantised
 
 CHANNELS: Final = ("ax", "ay", "az")
 FEATURES: Final = ("mean:*", "std:*", "min:*", "max:*", "mean_abs_diff:*", "value:3:ay")
@@ -92,3 +100,52 @@ def _random_network(rng: Any, features: int, classes: int) -> Network:
     table = np.sort(rng.integers(0, ONE + 1, 256).astype(np.uint16))[::-1].copy()
     table[0] = max(1, table[0])
     return Network(float(np.float32(rng.normal(0, 1e4))), float(np.float32(10 ** rng.uniform(-4, 1))), layers, table)
+
+
+def wave_model(seed: int = 0, *, channels: int = 3, rows: int = ROWS, hop: int = 10) -> BoardModel:
+    """A forest of random trees on means and spreads of the waves: four classes, and a self-test that holds."""
+    rng = np.random.default_rng(seed)
+    features = tuple(Feature(op, channel, 0, 0.0, 16.0) for op in (1, 2) for channel in range(channels))
+    first, nodes = [], []
+    leaves = rng.dirichlet(np.ones(4), 16)
+    for _ in range(8):
+        first.append(len(nodes))
+        for place in range(3):
+            ways = 2 * place + 1, 2 * place + 2
+            nodes.append((int(rng.integers(len(features))), int(rng.integers(-500, 6000)), *ways))
+        nodes += [(-1, 0, int(rng.integers(len(leaves))), 0) for _ in range(4)]
+    table = (leaves * ONE).astype(np.uint16)
+    body = Trees(np.array(first, np.uint32), np.array(nodes, NODE), table)
+    model = BoardModel(rows, hop, channels, 4, features, body)
+    q = rng.integers(-800, 8000, (4, len(features))).astype(np.int16)
+    found = run_quantised(model, q)
+    vectors = tuple(
+        Vector(tuple(row.tolist()), int(label), int(scores[label]))
+        for row, label, scores in zip(q, found.labels, found.scores, strict=True)
+    )
+    return replace(model, vectors=vectors)
+
+
+def board_package(
+    name: str = "waves",
+    version: str = "1.0.0",
+    *,
+    model: BoardModel | None = None,
+    channels: tuple[str, ...] = CHANNELS,
+    scale: float = SCALE,
+    signer: Signer | None = None,
+    security_counter: int = 0,
+) -> bytes:
+    """A signed package for boards."""
+    model = wave_model(channels=len(channels)) if model is None else model
+    manifest = Manifest(
+        name=name,
+        version=version,
+        format="board",
+        input=InputSpec("window", (1, model.rows, model.channels), "int16", channels, scale=scale),
+        output="scores",
+        labels=tuple("abcdefgh"[: model.classes]),
+        window=WindowSpec(model.rows, model.hop, 50.0),
+        security_counter=security_counter,
+    )
+    return build_from(manifest, {"model.board": write_model(model)}, signer or make_signer())

@@ -70,8 +70,10 @@ class Kit:
         finally:
             upload.close()
 
-    def deploy(self, version: str = "1.0.0", selector: str = "all") -> deployments.DeploymentView:
-        request = deployments.DeploymentRequest("gesture", version, selector)
+    def deploy(
+        self, version: str = "1.0.0", selector: str = "all", model: str = "gesture"
+    ) -> deployments.DeploymentView:
+        request = deployments.DeploymentRequest(model, version, selector)
         now_s = self.clock.wall_s()
         return self.db.write(lambda connection: deployments.create_in(connection, request, "test", now_s))
 
