@@ -43,11 +43,17 @@ build/bench-drift/.ready: $(SOURCES)
 	@touch $@
 
 bench-memory: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.memory $(ARGS)
+	$(if $(WRITE),TINYMLOPS_WRITE=1) $(BIN)/python -m benchmarks.memory $(ARGS)
 
-# POC_MODEL=mobilenet_v2_features_u8.tflite: not in the repository, see benchmarks/poc.py.
-bench-poc: $(VENV)/.dev
-	$(BIN)/python -m benchmarks.poc $(if $(POC_MODEL),--poc-model $(POC_MODEL)) $(ARGS)
+# POC_MODEL=mobilenet_v2_features_u8.tflite: not in the repository, see benchmarks/poc.py. With Python 3.11 it is measured
+# on tflite-runtime too, which needs numpy 1 and so a place of its own; the extensions are those of this tree.
+bench-poc: $(VENV)/.dev view
+	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] > (3, 11))' && [ ! -e build/bench-poc/.ready ]; then \
+	  $(PYTHON) -m venv build/bench-poc && build/bench-poc/bin/python -m pip --disable-pip-version-check -q install \
+	  "tflite-runtime==2.14.0" "numpy<2" msgpack urllib3 psutil pynacl && touch build/bench-poc/.ready; fi
+	$(if $(WRITE),TINYMLOPS_WRITE=1) PYTHONPATH=build/view $(BIN)/python -m benchmarks.poc \
+	  $(if $(POC_MODEL),--poc-model $(POC_MODEL)) \
+	  $$(test -e build/bench-poc/.ready && echo --other build/bench-poc/bin/python) $(ARGS)
 
 tflite-runtime:
 	bash scripts/tflite_runtime.sh

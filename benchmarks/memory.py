@@ -5,6 +5,8 @@ and a `FeatureDrift` monitor over 64 features (32 channels), streams windows thr
 backend, pipeline, journal, sync and monitors together.
 
     python -m benchmarks.memory [--windows 20000]
+
+`make bench-memory WRITE=1` writes the figures into docs/performance.md.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks import page
 
 CHANNELS, SAMPLES, IMPORTS = 32, 10, 7
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,12 +68,12 @@ def imports() -> dict[str, Any]:
     code = (
         "import time, sys; start = time.perf_counter(); import tinylcm; "
         "loaded = [name for name in ('onnxruntime', 'ai_edge_litert', 'numpy') if name in sys.modules]; "
-        "print(time.perf_counter() - start, loaded)"
+        "print(time.perf_counter() - start, ','.join(loaded))"
     )
     taken, loaded = [], ""
     for _ in range(IMPORTS):
         answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        seconds, loaded = answer.strip().split(" ", 1)
+        seconds, _, loaded = answer.strip().partition(" ")
         taken.append(1000 * float(seconds))
     taken.sort()
     return {"import_ms_median": round(taken[IMPORTS // 2], 1), "import_ms_max": round(taken[-1], 1), "loads": loaded}
@@ -167,7 +171,31 @@ def main() -> int:
         report[kind] = found
     report["seconds"] = round(time.monotonic() - start, 1)
     print(json.dumps(report, indent=2))
+    if page.wanted():
+        page.write(_rows(report))
     return 0
+
+
+def _rows(report: dict[str, Any]) -> list[page.Row]:
+    """What the page shows."""
+    found = report["import tinylcm"]
+    rows: list[page.Row] = [
+        (
+            "import tinylcm",
+            {
+                "table": "import",
+                "peer": f"loads of NumPy and the backends: {found['loads'] or 'none'}",
+                "median_ms": found["import_ms_median"],
+                "max_ms": found["import_ms_max"],
+                "wanted_ms": 150,
+            },
+        )
+    ]
+    for kind, wanted_mb in (("tflite", 80), ("onnx", 95)):
+        one = report[kind]
+        figures = {name: one[name] for name in ("rss_mb", "probe_peak_mb", "windows", "records_synced")}
+        rows.append((kind, {"table": "device", "peer": ", ".join(one["backends"]), "wanted_mb": wanted_mb, **figures}))
+    return rows
 
 
 if __name__ == "__main__":

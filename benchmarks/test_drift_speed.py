@@ -25,6 +25,8 @@ import river.stats
 from pytest_benchmark.fixture import BenchmarkFixture
 from tinylcm import drift, stats
 
+from benchmarks.native import compiled
+
 HERE = Path(__file__).parent
 N = 1024
 RNG = np.random.default_rng(1)
@@ -40,22 +42,7 @@ Call = Callable[[], object]
 @cache
 def floor() -> Any:
     """The empty method, compiled with the same directives as the library's."""
-    from Cython.Build import cythonize
-    from setuptools import Distribution, Extension
-    from setuptools.command.build_ext import build_ext
-
-    build = HERE.parent / "build" / "bench"
-    extension = Extension("floor", [str(HERE / "floor.pyx")], extra_compile_args=["-O3", "-g0"])
-    directives = {"language_level": 3, "binding": False, "always_allow_keywords": False}
-    modules = cythonize([extension], build_dir=str(build), compiler_directives=directives, quiet=True)
-    command = build_ext(Distribution({"ext_modules": modules}))
-    command.build_lib = command.build_temp = str(build)
-    command.ensure_finalized()
-    command.run()
-    sys.path.insert(0, str(build))
-    import floor as module  # type: ignore[import-not-found]
-
-    return module.Floor()
+    return compiled("floor").Floor()
 
 
 def loop(update: Callable[[Any], object], values: list[Any]) -> Call:

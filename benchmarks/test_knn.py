@@ -21,6 +21,8 @@ from tinylcm._ext.knn import KNN
 
 ROUNDS, K, CLASSES = 30, 5, 4
 SIZES = [(200, 256), (1000, 1280)]
+# The proof of concept's `predict`, euclidean, and numpy's product with a partial sort, on one machine: microseconds.
+POC_TO_NUMPY = {200: 1153 / 16.2, 1000: 7493 / 216.7}
 
 
 def _times(calls: int, *sides: Callable[[], object]) -> list[float]:
@@ -56,7 +58,7 @@ def test_knn(benchmark: BenchmarkFixture, n: int, d: int, metric: str, dtype: st
     calls = 50 if n * d < 100_000 else 5
     with threadpool_limits(1):
         ours_us, peer_us = _times(calls, lambda: head.scores(query), peer)
-        (loop_us,) = _times(1, loop)
+        near_us, loop_us = _times(1, lambda: head.scores(query), loop)
     (all_threads_us,) = _times(calls, peer)
     benchmark.extra_info.update(
         table="knn",
@@ -66,7 +68,8 @@ def test_knn(benchmark: BenchmarkFixture, n: int, d: int, metric: str, dtype: st
         peer_us=round(peer_us, 1),
         ratio=round(ours_us / peer_us, 2),
         peer_all_threads_us=round(all_threads_us, 1),
+        times_the_poc=round(POC_TO_NUMPY[n] * peer_us / ours_us, 1),
         loop_us=round(loop_us),
-        times_the_loop=round(loop_us / ours_us, 1),
+        times_the_loop=round(loop_us / near_us, 1),
     )
     benchmark.pedantic(head.scores, args=(query,), rounds=20, iterations=calls)  # type: ignore[no-untyped-call]

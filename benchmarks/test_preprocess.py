@@ -34,7 +34,11 @@ def compare(benchmark: BenchmarkFixture, ours: Callable[[], object], peer: Calla
             times[side].append((time.perf_counter() - start) / calls * 1e6)
     ours_us, peer_us = median(times["ours"][2:]), median(times["peer"][2:])
     benchmark.extra_info.update(
-        peer="numpy", ours_us=round(ours_us, 3), peer_us=round(peer_us, 3), ratio=round(ours_us / peer_us, 3)
+        table="preprocess",
+        peer="numpy",
+        ours_us=round(ours_us, 3),
+        peer_us=round(peer_us, 3),
+        ratio=round(ours_us / peer_us, 3),
     )
     benchmark.pedantic(ours, rounds=20, iterations=calls)  # type: ignore[no-untyped-call]
 

@@ -166,8 +166,7 @@ class Agent:
     def flush_metrics(self) -> None:
         """Journal a summary of every pipeline that did something."""
         for pipeline in list(self._pipelines.values()):
-            summary = pipeline.take_summary()
-            if summary is not None:
+            for summary in pipeline.take_summaries():
                 self._journal.append("details", "summary", summary)
 
     # Commands and configuration -----------------------------------------------------------------------------

@@ -192,7 +192,7 @@ class LoadedModel:
         if array.dtype == tensor.dtype and array.dtype.kind in "iub" and not self.manifest.preprocess:
             _check_shape(spec, array, tensor.shape[1:])
             tensor[0] = array  # an integer tensor's own type: the values are stored as they are
-            if self.monitors.watch.needs_rows:
+            if self.engine.observed or self.monitors.watch.needs_rows:
                 self._rows[...] = array.reshape(self._rows.shape)
             return None
         if self._plan is None:

@@ -11,6 +11,7 @@ import logging
 import math
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -36,6 +37,7 @@ from .window import Block, Windower
 _log = logging.getLogger("tinylcm")
 CHUNK_ROWS: Final = 64
 BATCH_WINDOWS: Final = 64  # that `infer_many` computes together
+SUMMARIES_MAX: Final = 8  # of models that swaps have replaced, until somebody takes them
 ERRORS_LOGGED_MAX: Final = 5  # of a stream's bad samples; the rest are counted
 
 
@@ -112,6 +114,7 @@ class Pipeline(Runner):
         self._owner: object = None
         self._session = secrets.token_hex(6)
         self._over_memory = False
+        self._ended: deque[dict[str, Json]] = deque(maxlen=SUMMARIES_MAX)
         self.failures = self.alarms = 0
         if isinstance(model, Package):
             if any(given is not None for given in (labels, window, hop, output, shape)) or format:
@@ -135,6 +138,7 @@ class Pipeline(Runner):
 
     def _adopt(self, loaded: LoadedModel) -> None:
         """Let this be the model in use."""
+        loaded.engine.observed = self._capture is not None
         self._model = loaded
         self._use(loaded.engine)
 
@@ -193,6 +197,8 @@ class Pipeline(Runner):
         loaded = self._load(package)
         loaded.engine.variant = variant
         with self._lock:
+            if (summary := self._summarise(self._model)) is not None:
+                self._ended.append(summary)
             loaded.engine.predictions = self._model.engine.predictions  # ids go on
             loaded.metrics.totals["swaps"] = self._model.metrics.totals["swaps"] + 1
             self._adopt(loaded)
@@ -265,6 +271,7 @@ class Pipeline(Runner):
         """Offer the windows to this from now on."""
         with self._lock:
             self._capture = capture
+            self._model.engine.observed = True
             self._connect(self._observe, self._count_failure, True)
 
     def reset(self) -> None:
@@ -357,13 +364,24 @@ class Pipeline(Runner):
 
     def take_summary(self) -> dict[str, Json] | None:
         """The metrics since the last call as a `summary` record's payload; None when nothing happened."""
+        found = self.take_summaries(1)
+        return found[0] if found else None
+
+    def take_summaries(self, count_max: int = SUMMARIES_MAX + 1) -> list[dict[str, Json]]:
+        """The metrics since the last call: first of models that a swap has replaced since then."""
         with self._lock:
-            model = self._model
-            snapshot = model.metrics.snapshot()
-            if not (snapshot["windows"] or snapshot["errors"] or snapshot["dropped_samples"]):
-                return None
-            model.metrics.clear()
-            self._check_memory(model, snapshot)
+            found = [self._ended.popleft() for _ in range(min(count_max, len(self._ended)))]
+            if len(found) < count_max and (summary := self._summarise(self._model)) is not None:
+                found.append(summary)
+        return found
+
+    def _summarise(self, model: LoadedModel) -> dict[str, Json] | None:
+        """What a model has done since the last summary; None for nothing. The caller holds the lock."""
+        snapshot = model.metrics.snapshot()
+        if not (snapshot["windows"] or snapshot["errors"] or snapshot["dropped_samples"]):
+            return None
+        model.metrics.clear()
+        self._check_memory(model, snapshot)
         return {"model": model.manifest.name, "version": model.manifest.version, **snapshot}
 
     def _check_memory(self, model: LoadedModel, snapshot: dict[str, Json]) -> None:
@@ -481,7 +499,7 @@ class _Feed:
         if counts is None:
             return
         for pipeline, model, decider in zip(self._pipelines, self._models, self._deciders, strict=True):
-            model.metrics.count_samples(astuple(counts))
+            pipeline._model.metrics.count_samples(astuple(counts))  # a model that was swapped out says no more
             model.engine.missing += counts.missing
             if counts.restarts:
                 decider.restart()

@@ -90,6 +90,7 @@ class Runner:
 class Engine:
     rows: NDArray[np.float32]
     variant: str
+    observed: bool
     predictions: int
     missing: int
     decider: Decider

@@ -524,6 +524,10 @@ cdef class Engine:
         extra: further outputs that predictions carry, as (name, array).
         stages: array of times that a chain keeps, or None.
         labels, reject, model, version, variant, session: what predictions say.
+
+    Attributes:
+        rows: the window that was loaded last, when monitors or somebody outside look at windows.
+        observed: somebody outside does.
     """
 
     cdef object _convert, _run, _extra, _stages, _labels, _reject, _model, _version, _session
@@ -541,6 +545,7 @@ cdef class Engine:
     cdef Py_ssize_t _samples, _values
     cdef bint _keep_rows
     cdef public long long predictions, missing
+    cdef public bint observed
     cdef readonly Decider decider
 
     def __init__(self, Plan plan, convert, tensor, output, double scale, long long zero_point, rows,
@@ -635,7 +640,7 @@ cdef class Engine:
                           Py_ssize_t tail_rows) noexcept nogil:
         cdef Py_ssize_t row = self._values // self._samples
         cdef float* rows = <float*>self._rows_view.buf
-        if self._keep_rows and self._watch.needs_rows:
+        if self._keep_rows and (self.observed or self._watch.needs_rows):
             memcpy(rows, head, <size_t>(head_rows * row) * sizeof(float))
             if tail_rows:
                 memcpy(rows + head_rows * row, tail, <size_t>(tail_rows * row) * sizeof(float))

@@ -10,15 +10,19 @@ import zlib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from clocks import ManualClock
-from models import make_package, make_signer, write_keys
+from kinds import packaged
+from models import linear_model, make_package, make_signer, write_keys
 from tinylcm import Alarm, CapturePolicy, Capturer, ConfigError, Device, InputError, Prediction, decode_sample
 from tinylcm.capture import SAMPLE_BYTES_MAX, WAITING_MAX, parse_capture
 from tinylcm.checks import Fields
 from tinylcm.config import DeviceConfig, ModelConfig, parse_config
+from tinylcm.package import Package
+from tinylcm.pipeline import Pipeline
 from tinylcm.types import Json, Payload
 
 WINDOW = np.arange(6, dtype=np.float32).reshape(3, 2) + 0.5
@@ -356,6 +360,43 @@ def test_a_damaged_state_of_the_budget_is_said_and_leaves_none(
         device.model("gesture").infer([1, 2, 3])
         assert device.status()["capture"]["refused"] == 1  # type: ignore[index]
     assert "capture.json is damaged" in caplog.text
+
+
+def stepped(version: str = "1.0") -> Package:
+    """A model whose input tensor does not hold the window, and that no monitor of windows watches."""
+    document = {
+        "version": version,
+        "input": {"name": "x", "shape": [1, 2, 2]},
+        "window": {"samples": 8, "channels": 2},
+        "preprocess": [{"op": "centre", "mean": [1.0, -1.0]}, {"op": "rms", "frame": 4}],
+    }
+    return packaged(document, {"model.onnx": linear_model(2, samples=2)})
+
+
+def test_what_is_kept_is_the_window_before_the_steps_and_quantisation() -> None:
+    kept: list[Any] = []
+    capturer = Capturer(CapturePolicy(every_nth=1), kept.append, ManualClock())
+    windows = np.random.default_rng(0).standard_normal((5, 8, 2)).astype(np.float32)
+    pipeline = Pipeline(stepped(), capture=capturer)
+    assert len(list(pipeline.stream([windows[0]]))) == 1
+    pipeline.infer(windows[1])
+    pipeline.infer_many(windows[2:4])
+    pipeline.swap(stepped("2.0"))
+    pipeline.infer(windows[4])
+    capturer.flush(force=True)
+    assert np.array_equal([decode_sample(sample) for sample in kept], windows)
+
+
+def test_a_capture_that_begins_later_keeps_the_next_window() -> None:
+    kept: list[Any] = []
+    capturer = Capturer(CapturePolicy(every_nth=1), kept.append, ManualClock())
+    pipeline = Pipeline(stepped())
+    window = np.ones((8, 2), np.float32)
+    pipeline.infer(window)
+    pipeline.keep_windows(capturer)
+    pipeline.infer(2 * window)
+    capturer.flush(force=True)
+    assert [decode_sample(sample).tolist() for sample in kept] == [(2 * window).tolist()]
 
 
 def test_a_device_without_a_policy_keeps_nothing(config: DeviceConfig) -> None:

@@ -285,6 +285,27 @@ def test_a_summary_counts_once_and_keeps_its_interval(model: Path) -> None:
     assert len(pipeline.metrics.recent()) == 3
 
 
+def test_a_swap_loses_no_windows_of_the_summaries() -> None:
+    signer = make_signer()
+    packages = [
+        parse_package(make_package(version=f"{index}.0", signer=signer), trust_of(signer)) for index in range(1, 13)
+    ]
+    pipeline = Pipeline(packages[0])
+    pipeline.infer([0.0, 0.0, 0.0])
+    pipeline.swap(packages[1])
+    pipeline.swap(packages[2])  # the second one has done nothing
+    for _ in range(2):
+        pipeline.infer([0.0, 0.0, 0.0])
+    found = pipeline.take_summaries()
+    assert [(summary["version"], summary["windows"]) for summary in found] == [("1.0", 1), ("3.0", 2)]
+    assert pipeline.take_summaries() == []
+    for package in packages[3:]:
+        pipeline.infer([0.0, 0.0, 0.0])
+        pipeline.swap(package)
+    assert pipeline.take_summary()["version"] == "4.0"  # type: ignore[index]
+    assert [summary["version"] for summary in pipeline.take_summaries()] == [f"{n}.0" for n in range(5, 12)]
+
+
 def test_many_inferences_do_not_grow_the_heap(model: Path) -> None:
     pipeline, window = Pipeline(model, monitors=[PageHinkley()]), np.ones(3, dtype=np.float32)
 

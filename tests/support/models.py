@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,28 @@ def linear_model(
         [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, labels])]
         + ([helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, labels])] if embedding else []),
         [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(offsets, "b")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    return bytes(model.SerializeToString())
+
+
+def layers_model(*sizes: int) -> bytes:
+    """Dense layers with ReLU between them and softmax behind: `[1, sizes[0], 1]` to `[1, sizes[-1]]`."""
+    rng = np.random.default_rng(3)
+    nodes, weights, source = [helper.make_node("Flatten", ["x"], ["a0"])], [], "a0"
+    for index, (taken, given) in enumerate(pairwise(sizes), 1):
+        matrix = (rng.standard_normal((taken, given)) / taken**0.5).astype(np.float32)
+        weights.append(numpy_helper.from_array(matrix, f"w{index}"))
+        nodes.append(helper.make_node("MatMul", [source, f"w{index}"], [f"z{index}"]))
+        last = index == len(sizes) - 1
+        source = "scores" if last else f"a{index}"
+        nodes.append(helper.make_node("Softmax" if last else "Relu", [f"z{index}"], [source]))
+    graph = helper.make_graph(
+        nodes,
+        "layers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, sizes[0], 1])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, sizes[-1]])],
+        weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     return bytes(model.SerializeToString())
