@@ -22,7 +22,7 @@ def load(name: str) -> bytes:
 
 def _quantise(real: NDArray[Any], scale: float, zero_point: int, dtype: type) -> NDArray[Any]:
     bounds = np.iinfo(dtype)
-    return np.clip(np.rint(real / scale) + zero_point, bounds.min, bounds.max).astype(dtype)
+    return np.asarray(np.clip(np.rint(real / scale) + zero_point, bounds.min, bounds.max), dtype)
 
 
 def fc_int8(inputs: Arrays) -> Arrays:
