@@ -134,6 +134,30 @@ LOGIC = {
 }
 
 
+# What each room of the bridge may import from: bottom up, as docs/architecture.md draws it.
+BRIDGE_BOTTOM = {"errors", "clocks", "frames", "messages"}
+BRIDGE: dict[str, set[str]] = {
+    "errors": set(),
+    "clocks": set(),
+    "frames": set(),
+    "messages": {"errors", "frames"},
+    "protocol": BRIDGE_BOTTOM,
+    "transfer": {*BRIDGE_BOTTOM, "protocol"},
+    "ports": {"errors"},
+    "link": {*BRIDGE_BOTTOM, "protocol", "transfer", "ports"},
+    "blob": set(),
+    "interpreter": {"blob"},
+    "backend": {"blob", "interpreter"},
+    "originals": set(),
+    "quantise": {"blob", "originals"},
+    "convert": {"blob", "interpreter", "originals", "quantise"},
+    "slots": {"errors", "messages"},
+    "simboard": {*BRIDGE_BOTTOM, "slots", "blob", "interpreter"},
+    "simulator": {"errors", "simboard"},
+}
+BRIDGE_PURE = {"errors", "clocks", "frames", "messages", "protocol", "transfer", "interpreter", "simboard"}
+
+
 def imports_of(path: Path, package: str) -> set[str]:
     """Absolute names of everything that a file imports."""
     found = set()
@@ -215,8 +239,30 @@ def test_the_client_imports_nothing_of_the_server() -> None:
     assert not any(name.startswith("tinysphere") for name in names)
 
 
+def test_the_bridge_imports_downwards_only() -> None:
+    for path, package, room in files_of("firmware_bridge", "firmware_bridge"):
+        names = imports_of(path, package)
+        assert not any(name.startswith("tinylcm._ext.") and name.split(".")[2] != "frame" for name in names), path
+        if room in BRIDGE:
+            assert (rooms(names, "firmware_bridge") & set(BRIDGE)) - BRIDGE[room] - {room} == set(), path
+        if room in BRIDGE_PURE:
+            assert {name.split(".")[0] for name in names} & (FORBIDDEN_IN_PURE | {"serial", "select"}) == set(), path
+
+
+def test_every_room_of_the_bridge_has_a_place_in_the_table() -> None:
+    placed = set(BRIDGE) | {"__init__", "c"}
+    assert {room for _, _, room in files_of("firmware_bridge", "firmware_bridge")} - placed == set()
+
+
+def test_only_the_commands_and_the_agent_load_the_bridge() -> None:
+    for path, package, room in files_of("runtime", "tinylcm"):
+        if room not in {"cli", "board_cli", "agent"}:
+            assert not any(name.startswith("firmware_bridge") for name in imports_of(path, package)), path
+
+
 @pytest.mark.parametrize(
-    ("folder", "tests"), [("runtime", "runtime"), ("server", "server"), ("firmware_bridge", "firmware_bridge")]
+    ("folder", "tests"),
+    [("runtime", "runtime"), ("server", "server"), ("firmware_bridge", "firmware_bridge")],
 )
 def test_every_module_has_its_tests(folder: str, tests: str) -> None:
     there = {path.name for path in (ROOT / "tests" / tests).glob("test_*.py")}
