@@ -10,6 +10,7 @@ RUN_COLUMNS: int
 
 def crc32c(data: Bytes, crc: int = 0, /) -> int: ...
 def encode(type: int, seq: int, payload: Bytes, flags: int = 0, version: int = 1) -> bytes: ...
+
 @final
 class SensorBlock:
     rows: int
