@@ -32,7 +32,7 @@ from .metrics import Metrics
 from .monitors import BUDGET, Detector, Monitor, watch
 from .package import Package
 from .types import Alarm, Json, Payload, Prediction, Stream
-from .window import Block, Windower
+from .window import Block, Lost, Windower
 
 _log = logging.getLogger("tinylcm")
 CHUNK_ROWS: Final = 64
@@ -305,6 +305,8 @@ class Pipeline(Runner):
     ) -> Iterator[Prediction]:
         report = on_error or _LogErrors()
         for item in samples:
+            if isinstance(item, Lost):
+                continue  # a picture stands for itself
             try:
                 prediction = self.infer(item)
             except TinyLCMError as error:
