@@ -349,8 +349,7 @@ def _show(arguments: argparse.Namespace, prediction: Prediction) -> None:
 def _windows_of(lines: list[object], axes: int) -> list[object]:
     """Each line is a window; but lines of numbers are together the one window of a model that takes a matrix."""
     first = lines[0] if lines else None
-    matrix_of_lines = axes == 2 and isinstance(first, list) and not (first and isinstance(first[0], list))
-    if not matrix_of_lines:
+    if axes != 2 or not isinstance(first, list) or (first and isinstance(first[0], list)):
         return lines
     for number, line in enumerate(lines, 1):
         if not isinstance(line, list) or len(line) != len(first):

@@ -30,6 +30,7 @@ from .loading import LoadedModel, Options, make_decider, open_file, open_package
 from .manifest import Manifest
 from .metrics import Metrics
 from .monitors import BUDGET, Detector, Monitor, watch
+from .neighbours import Neighbours
 from .package import Package
 from .types import Alarm, Json, Payload, Prediction, Stream
 from .window import Block, Lost, Windower
@@ -170,6 +171,11 @@ class Pipeline(Runner):
         return self._model.backend
 
     @property
+    def neighbours(self) -> Neighbours:
+        """What a model that ends in a kNN compares with: to add labelled windows to, to evict from, to condense."""
+        return Neighbours(lambda: self._model, self._lock)
+
+    @property
     def metrics(self) -> Metrics:
         """The counters of the model in use."""
         return self._model.metrics
@@ -303,18 +309,21 @@ class Pipeline(Runner):
     def _stream_whole(
         self, samples: Iterable[object], on_error: Callable[[TinyLCMError], object] | None
     ) -> Iterator[Prediction]:
-        report = on_error or _LogErrors()
+        report = _judge(on_error)
         for item in samples:
-            if isinstance(item, Lost):
-                continue  # a picture stands for itself
-            try:
-                prediction = self.infer(item)
-            except TinyLCMError as error:
-                if on_error is None and not isinstance(error, InputError):
-                    raise
-                report(error)
-                continue
-            yield prediction
+            prediction = self._infer_whole(item, report)
+            if prediction is not None:
+                yield prediction
+
+    def _infer_whole(self, item: object, report: Callable[[TinyLCMError], object]) -> Prediction | None:
+        """Predict an item that is a window by itself; None when it was refused, and reported."""
+        if isinstance(item, Lost):
+            return None  # a picture stands for itself
+        try:
+            return self.infer(item)
+        except TinyLCMError as error:
+            report(error)
+            return None
 
     async def astream(
         self,
@@ -328,8 +337,15 @@ class Pipeline(Runner):
             samples: as `stream` takes them, from an asynchronous iterator or a plain one.
             on_error: see `stream`.
         """
-        feed = _Feed([self], on_error)
         source = samples if isinstance(samples, AsyncIterable) else _as_async(samples)
+        if self.manifest.image is not None:
+            report = _judge(on_error)
+            async for item in source:
+                found = await asyncio.to_thread(self._infer_whole, item, report)
+                if found is not None:
+                    yield found
+            return
+        feed = _Feed([self], on_error)
         async for item in source:
             for part in _parts(item):
                 for due in feed.renewed().feed(part):
@@ -536,6 +552,18 @@ async def _as_async(samples: Iterable[object]) -> AsyncIterator[object]:
     iterator, end = iter(samples), object()
     while (item := await asyncio.to_thread(next, iterator, end)) is not end:
         yield item
+
+
+def _judge(on_error: Callable[[TinyLCMError], object] | None) -> Callable[[TinyLCMError], object]:
+    """What is called with errors: without `on_error` samples' errors are logged, and others end the stream."""
+    log = _LogErrors()
+
+    def strict(error: TinyLCMError) -> None:
+        if not isinstance(error, InputError):
+            raise error
+        log(error)
+
+    return on_error or strict
 
 
 def _parts(item: object) -> Iterable[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tinylcm.drift import BinnedKS
 from tinylcm.monitors import watch
 from tinylcm.package import parse_package
 from tinylcm.publish import build
+from tinylcm.window import Lost
 
 
 def test_a_model_of_several_inputs_takes_a_mapping_and_gives_further_outputs() -> None:
@@ -271,6 +273,27 @@ def test_an_image_is_taken_as_array_bytes_path_or_picture(tmp_path: Path) -> Non
     assert labels == ["g", "g"]
     with pytest.raises(InputError, match="image"):
         pipeline.infer(b"no image")
+
+
+def test_images_stream_under_asyncio_too() -> None:
+    pytest.importorskip("PIL.Image")
+    pipeline, errors = Pipeline(uint8_package()), list[Exception]()  # type: ignore[arg-type]
+    array = np.zeros((4, 5, 3), dtype=np.uint8)
+    array[..., 2] = 255
+
+    async def labels() -> list[str]:
+        items = [array, b"no image", array]
+        return [found.label async for found in pipeline.astream(items, on_error=errors.append)]
+
+    assert asyncio.run(labels()) == ["b", "b"]
+    assert len(errors) == 1 and "image" in str(errors[0])
+
+
+def test_lost_images_are_no_error(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    array = np.zeros((4, 5, 3), dtype=np.uint8)
+    found = list(Pipeline(uint8_package()).stream([Lost(3, "the queue was full"), array]))  # type: ignore[arg-type]
+    assert len(found) == 1
 
 
 def test_an_integer_tensor_takes_stored_values_as_they_are_and_quantises_real_ones() -> None:
