@@ -353,7 +353,8 @@ def open_package(package: Package, options: Options) -> Backend:
     # A kNN's distance to its neighbours is an output that it gives when a monitor watches it.
     far = [DISTANCE] if any(monitor.signal == DISTANCE for monitor in manifest.monitors) else []
     first = {
-        "shapes": {"": manifest.input.shape, **{spec.name: spec.shape for spec in manifest.inputs}},
+        # By name: a TFLite tensor answers to several, and takes the one that it was asked for by.
+        "shapes": {spec.name: spec.shape for spec in (manifest.input, *manifest.inputs)},
         "state": manifest.state,
         "constants": manifest.constants,
     }
