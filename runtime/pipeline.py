@@ -398,7 +398,7 @@ class Pipeline(Runner):
 
     def take_summaries(self, count_max: int = SUMMARIES_MAX + 1) -> list[dict[str, Json]]:
         """The metrics since the last call: first of models that a swap has replaced since then."""
-        found = []
+        found: list[dict[str, Json]] = []
         with self._lock:
             while self._ended and len(found) < count_max:
                 found += _summarise(*self._ended.popleft())
