@@ -212,7 +212,7 @@ def test_run_is_ready_reloads_and_stops_without_privileges_and_with_one_writable
     config, samples = prepare(tmp_path_factory.mktemp("run"), activity)
     data = config.parent / "data"
     config.parent.chmod(0o555)  # root without capabilities is held to it too
-    plain = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs") if os.getuid() == 0 else ()
+    plain = (*read_only_root(data), *UNPRIVILEGED) if os.getuid() == 0 else ()
     before = {path.name for path in config.parent.iterdir()}
     reader, writer = os.pipe()
     process = subprocess.Popen(
@@ -253,6 +253,17 @@ def test_run_is_ready_reloads_and_stops_without_privileges_and_with_one_writable
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
     assert json.loads(records.stdout)["details"]["records"]["summary"] >= 1
+
+
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs")
+READ_ONLY = 'mount --bind "$0" "$0" && mount -o remount,bind,ro / && exec "$@"'
+
+
+def read_only_root(data: Path) -> tuple[str, ...]:
+    """What makes a command see the whole root file system read-only but one folder, where mounts are allowed."""
+    seen = ("unshare", "--mount", "--propagation", "private", "sh", "-c", READ_ONLY, str(data))
+    tried = subprocess.run([*seen, "touch", str(data.parent / "x")], capture_output=True, text=True, check=False)
+    return seen if "Read-only file system" in tried.stderr else ()
 
 
 def prepare(folder: Path, activity: Path) -> tuple[Path, bytes]:
