@@ -28,6 +28,7 @@ from .config import DATABASE_FILE, ServerConfig
 from .db import Database
 from .errors import NotFoundError, RangeNotSatisfiableError, TinySphereError, problem_of
 from .jobs import Lease, Work, Worker
+from .mlflowapi import Mlflow, check_url
 from .requestid import RequestIds
 from .requestid import current as request_id
 from .routes import (
@@ -48,6 +49,7 @@ from .routes import (
 from .routes.table import ProblemDocument, Route, Server, endpoint, openapi
 from .s3store import S3Store
 from .store import FolderStore, Store
+from .tracking import JOB, Tracking
 from .trust import pin_folder
 
 _log = logging.getLogger("tinysphere")
@@ -164,13 +166,22 @@ def _work(server: Server) -> dict[str, Work]:
     return {"retention": Work(sweep, config.retention_every_s)}
 
 
+def _mirror(server: Server) -> dict[str, Work]:
+    """MLflow's job: in a thread of its own, for MLflow may be slow and the other jobs are not to wait for it."""
+    config = server.config
+    tracking = Tracking(Mlflow(config.mlflow), server.store, config.url, server.clock, promote=config.mlflow_promote)
+    return {JOB: Work(tracking.run, config.mlflow_every_s)}
+
+
 def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
     """Build the application on a data folder that this process owns.
 
     Raises:
-        StartError: the database cannot be opened.
+        StartError: the database cannot be opened, or the address of MLflow is none.
         DeviceError: the folder cannot be written.
     """
+    if config.mlflow:
+        check_url(config.mlflow, insecure=config.insecure)
     db = Database(
         config.database or config.data / DATABASE_FILE,
         queue_max=config.writer_queue_max,
@@ -185,6 +196,7 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
     clock = clock or SystemClock()
     pin_folder(db, config.data / "roots", clock.wall_s())
     server = Server.of(config, db, store, clock)
+    mirrors = [_mirror(server)] if config.mlflow else []
     document = msgspec.json.encode(openapi(ROUTES))
 
     async def serve_document(request: Request) -> Response:
@@ -192,10 +204,12 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        worker = Worker(db, _work(server), lease_s=config.job_lease_s)
-        worker.start()
+        workers = [Worker(db, work, lease_s=config.job_lease_s) for work in [_work(server), *mirrors]]
+        for worker in workers:
+            worker.start()
         yield
-        await run_in_threadpool(worker.close)
+        for worker in workers:
+            await run_in_threadpool(worker.close)
         await run_in_threadpool(db.close)
 
     routes: list[BaseRoute] = [

@@ -46,6 +46,10 @@ class ServerConfig:
             person; more are refused with 503 and 429.
         events_poll_s, events_heartbeat_s, events_life_s: how often a stream looks for news, says that it lives
             (and sees whether its token still holds), and ends, so that the follower comes again.
+        mlflow: address of an MLflow server that mirrors this one; empty for none.
+        mlflow_promote: whether an alias that is moved in MLflow moves here too.
+        mlflow_every_s: how often MLflow is told what is new.
+        url: where people reach this server; MLflow names packages by it that are in no bucket.
         ca_pem: PEM of the authority that devices pin, or None.
         secure_cookies: True when the server is reached by TLS.
     """
@@ -85,5 +89,9 @@ class ServerConfig:
     events_poll_s: float = 1.0
     events_heartbeat_s: float = 15.0
     events_life_s: float = 3600.0
+    mlflow: str = ""
+    mlflow_promote: bool = False
+    mlflow_every_s: float = 30.0
+    url: str = ""
     ca_pem: bytes | None = None
     secure_cookies: bool = False

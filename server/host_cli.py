@@ -107,6 +107,8 @@ def _serve(arguments: argparse.Namespace) -> None:
     s3 = arguments.s3 or os.environ.get("TINYSPHERE_S3", "")
     bucket: dict[str, Any] = {"s3": s3, "insecure": arguments.insecure}
     with _own_folder(data, shared=bool(database)) as alone, _listen(arguments.host, arguments.port) as listener:
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
         config = ServerConfig(
             data=data,
             database=database,
@@ -114,11 +116,12 @@ def _serve(arguments: argparse.Namespace) -> None:
             ca_pem=ca_pem,
             secure_cookies=is_tls,
             keep=keep,
+            mlflow=arguments.mlflow or os.environ.get("TINYSPHERE_MLFLOW", ""),
+            mlflow_promote=arguments.mlflow_promote,
+            url=arguments.url or f"{'https' if tls else 'http'}://{shown}:{port}",
             **bucket,
         )
         app = create_app(config)
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
         # uvicorn sends itself the signal again after its graceful stop: that must end the process with 0.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         print(f"TinySphere listens on {'https' if tls else 'http'}://{shown}:{port}", flush=True)
@@ -163,7 +166,7 @@ def _where(arguments: argparse.Namespace) -> Path | str:
 
 
 @contextlib.contextmanager
-def _database(arguments: argparse.Namespace) -> Iterator[Database]:
+def database_of(arguments: argparse.Namespace) -> Iterator[Database]:
     """The database beside a running server, or without one."""
     os.umask(0o077)
     make_folder(Path(arguments.data), private=True)
@@ -191,7 +194,7 @@ def _certs_dev(arguments: argparse.Namespace) -> None:
 
 
 def _audit_verify(arguments: argparse.Namespace) -> None:
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         found = audit.verify(db, arguments.head)
     if found.broken_at is not None:
         raise TinySphereError(
@@ -209,20 +212,20 @@ def _audit_verify(arguments: argparse.Namespace) -> None:
 
 def _token_create(arguments: argparse.Namespace) -> None:
     request = auth.TokenRequest(arguments.role, arguments.name, arguments.days)
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         token = auth.create_token(db, request, "cli", time.time())
     emit(arguments, msgspec.to_builtins(token), f"{token.token}\nshown only now; role {token.role}, id {token.id}")
 
 
 def _token_list(arguments: argparse.Namespace) -> None:
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         tokens = auth.list_tokens(db)
     lines = [f"{token.id}  {token.role:<10} {token.name} {'revoked' if token.revoked_at else ''}" for token in tokens]
     emit(arguments, [msgspec.to_builtins(token) for token in tokens], "\n".join(lines) or "no tokens")
 
 
 def _token_revoke(arguments: argparse.Namespace) -> None:
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         auth.revoke_token(db, arguments.id, "cli", time.time())
     emit(arguments, {"id": arguments.id, "revoked": True}, f"token {arguments.id} is revoked")
 
@@ -288,7 +291,7 @@ def _backup(arguments: argparse.Namespace) -> None:
         if not schema.is_filled():
             raise StartError(f"there is no server's database in {arguments.data}")
         steps = [step.name for step in schema.status() if step.applied]
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         store = None if arguments.without_blobs else _store_of(arguments, db.instance)
         made = backups.backup(db, store, path, steps, time.time(), tell)
     tell("")
@@ -336,33 +339,33 @@ def _password(arguments: argparse.Namespace) -> str:
 
 def _person_create(arguments: argparse.Namespace) -> None:
     password = _password(arguments)
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         person = people.create(db, arguments.name, password, arguments.role, "cli", time.time())
     emit(arguments, msgspec.to_builtins(person), f"{person.name} may sign in as {person.role}")
 
 
 def _person_password(arguments: argparse.Namespace) -> None:
     password = _password(arguments)
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         person = people.set_password(db, arguments.name, password, "cli", time.time())
     emit(arguments, msgspec.to_builtins(person), f"{person.name} has another password; every session has ended")
 
 
 def _person_disable(arguments: argparse.Namespace) -> None:
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         person = people.disable(db, arguments.name, "cli", time.time())
     emit(arguments, msgspec.to_builtins(person), f"{person.name} may not sign in any more; every session has ended")
 
 
 def _person_list(arguments: argparse.Namespace) -> None:
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         found = people.list_people(db)
     lines = [f"{person.name:<30} {person.role:<10} {'disabled' if person.disabled_at else ''}" for person in found]
     emit(arguments, [msgspec.to_builtins(person) for person in found], "\n".join(lines) or "nobody signs in by name")
 
 
 def _trust(arguments: argparse.Namespace) -> None:
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         if arguments.root is None:
             found = trust.list_roots(db)
             lines = [f"{root.fingerprint}  {root.pinned_by}" for root in found]
@@ -375,7 +378,7 @@ def _trust(arguments: argparse.Namespace) -> None:
 def _join_create(arguments: argparse.Namespace) -> None:
     if not arguments.url.startswith(("http://", "https://")):
         raise ConfigError(f"{arguments.url!r:.200} is no http(s) address that devices could reach")
-    with _database(arguments) as db:
+    with database_of(arguments) as db:
         root = trust.pin(db, load_public(Path(arguments.root)), "cli", time.time())
         token = auth.create_join_token(
             db, arguments.uses, arguments.ttl_s, "cli", time.time(), expected_only=arguments.expected_only
@@ -412,6 +415,15 @@ def add_commands(commands: Any, command_of: Callable[..., argparse.ArgumentParse
         "--behind-proxy", metavar="ADDRESS", default="", help="a proxy at this address ends TLS and names the peers"
     )
     command.add_argument("--insecure", action="store_true", help="serve other machines without TLS")
+    command.add_argument(
+        "--mlflow", metavar="URL", default="", help="an MLflow server that mirrors this one (or TINYSPHERE_MLFLOW)"
+    )
+    command.add_argument(
+        "--mlflow-promote", action="store_true", help="an alias that is moved in MLflow moves here too"
+    )
+    command.add_argument(
+        "--url", default="", help="where people reach this server, for MLflow (default: where it listens)"
+    )
     command.add_argument(
         "--keep",
         action="append",

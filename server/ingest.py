@@ -30,6 +30,7 @@ from tinylcm.wire import (
 
 from . import boards, commands, deployments, distributions, feed, logs, settings
 from .db import Connection, Database, Value, meta, row, rows
+from .judgements import Judgements
 from .rollups import Rollup, Rollups
 
 DEPLOYMENT_STATES: Final = frozenset(
@@ -78,9 +79,11 @@ class _Batch:
     added: dict[str, list[tuple[Value, ...]]] = field(default_factory=dict)
     latest: dict[str, tuple[Value, ...]] = field(default_factory=dict)
     rollups: Rollups = field(init=False)
+    judgements: Judgements = field(init=False)
 
     def __post_init__(self) -> None:
         self.rollups = Rollups(self.connection, self.device)
+        self.judgements = Judgements(self.device, self.now_s)
 
     def add(self, table: str, *values: Value) -> None:
         """A row, in the order of `COLUMNS`."""
@@ -101,6 +104,7 @@ class _Batch:
         for table, values in self.added.items():
             self.connection.insert(table, COLUMNS[table], values)
         self.rollups.flush()
+        self.judgements.flush(self.connection)
         self.connection.executemany(_LATEST_SQL, list(self.latest.values()))
 
 
@@ -373,7 +377,13 @@ def _summary(batch: _Batch, fields: Fields, at: float | None) -> None:
 
 
 def _label(batch: _Batch, fields: Fields, at: float | None) -> None:
-    batch.add("label", batch.device, fields.text("prediction"), fields.text("label"), at, batch.now_s)
+    prediction, label = fields.text("prediction"), fields.text("label")
+    batch.add("label", batch.device, prediction, label, at, batch.now_s)
+    batch.judgements.true(prediction, label, at)
+
+
+def _sample(batch: _Batch, fields: Fields, at: float | None) -> None:
+    batch.judgements.predicted(fields.value, at)
 
 
 def _deployment(batch: _Batch, fields: Fields, at: float | None) -> None:
@@ -446,6 +456,7 @@ _HANDLERS: Final[Mapping[str, _Handler]] = {
     "alarm": _alarm,
     "summary": _summary,
     "label": _label,
+    "sample": _sample,
     "deployment": _deployment,
     "device": _device,
     "gap": _declared_gap,

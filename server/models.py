@@ -592,6 +592,89 @@ class Removal(Model):
     done_at = FloatField(null=True)
 
 
+class Outbox(Model):
+    """A thing that MLflow is still to be told of: see server/outbox.py."""
+
+    kind = TextField()
+    model = TextField()
+    name = TextField()
+    marks = BigIntegerField()
+    queued_at = FloatField()
+    tries = IntegerField()
+    retry_at = FloatField(index=True)
+    problem = TextField()
+
+    class Meta:
+        primary_key = CompositeKey("kind", "model", "name")
+        without_rowid = True
+
+
+class MlflowVersion(Model):
+    """What a version is in MLflow: its number there, and the run of its metrics once there is one."""
+
+    model = TextField()
+    version = TextField()
+    sha256 = TextField()
+    number = TextField()
+    run = TextField(null=True)
+
+    class Meta:
+        table_name = "mlflow_version"
+        primary_key = CompositeKey("model", "version")
+        without_rowid = True
+
+
+class MlflowAlias(Model):
+    """What an alias named when it was last the same here and there."""
+
+    model = TextField()
+    name = TextField(column_name="alias")
+    version = TextField()
+
+    class Meta:
+        table_name = "mlflow_alias"
+        primary_key = CompositeKey("model", "name")
+        without_rowid = True
+
+
+class FleetPoint(Model):
+    """An hour or more of a version's metrics as MLflow has it or is to have it: see server/fleetmetrics.py."""
+
+    model = TextField()
+    version = TextField()
+    at = BigIntegerField()
+    span_s = BigIntegerField()
+    marks = BigIntegerField()
+    taken = BigIntegerField()
+    settled = BigIntegerField()
+    stamp_ms = BigIntegerField()
+    body = TextField()
+
+    class Meta:
+        table_name = "fleet_point"
+        primary_key = CompositeKey("model", "version", "at")
+        without_rowid = True
+
+
+class JudgementRow(Model):
+    """A prediction whose input was kept, and its true label, as far as they are known."""
+
+    device = TextField()
+    prediction = TextField()
+    model = TextField(null=True)
+    version = TextField(null=True)
+    predicted = TextField(null=True)
+    truth = TextField(null=True)
+    at = FloatField()
+    changed_at = FloatField(index=True)
+
+    class Meta:
+        table_name = "judgement"
+        primary_key = CompositeKey("device", "prediction")
+        indexes = ((("model", "version", "at"), False),)
+        without_rowid = True
+
+
 TABLES: Final[tuple[type[Model], ...]] = (
     Meta,
     UserToken,
@@ -630,4 +713,9 @@ TABLES: Final[tuple[type[Model], ...]] = (
     BoardDeployment,
     Job,
     Removal,
+    Outbox,
+    MlflowVersion,
+    MlflowAlias,
+    FleetPoint,
+    JudgementRow,
 )

@@ -15,7 +15,7 @@ from tinylcm.package import Package, parse_package
 from tinylcm.probe import probe
 from tinylcm.types import Json
 
-from . import removals, trust
+from . import outbox, removals, trust
 from .audit import audit
 from .db import Connection, Database, Page, Row, decode_cursor, paged, row, rows
 from .errors import BusyError, ConflictError, InvalidError, NotFoundError
@@ -148,6 +148,7 @@ def add_version(
             ),
         )
         trust.learn(connection, package.statements, now_s)
+        outbox.mark(connection, "version", name, manifest.version, now_s)
         audit(connection, who, "model.upload", f"{name} {manifest.version} {package.sha256}", now_s)
         made = find_version(connection, name, manifest.version)
         assert made is not None

@@ -48,6 +48,7 @@ KINDS: Final[Mapping[str, tuple[Table, ...]]] = {
         Table("summary", ("id",)),
         Table("refused_record", ("device", "stream", "epoch", "seq")),
         Table("gap", ("device", "stream", "epoch", "from_seq", "to_seq")),
+        Table("judgement", ("device", "prediction"), "changed_at"),
     ),
     "minutes": (Table("rollup", ("device", "model", "version", "step", "at"), "at", "step = 60"),),
     "hours": (Table("rollup", ("device", "model", "version", "step", "at"), "at", "step = 3600"),),

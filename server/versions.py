@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from tinylcm.types import Json
 
-from . import removals
+from . import outbox, removals
 from .audit import audit
 from .db import Connection, Database, row, rows
 from .errors import ConflictError, InvalidError, NotFoundError
@@ -84,26 +84,31 @@ def set_alias(db: Database, model: str, alias: str, request: AliasRequest, who: 
         InvalidError: it is no name for one, or there are too many.
         NotFoundError: there is no such version.
     """
+    return db.write(lambda connection: set_alias_in(connection, model, alias, request.version, who, now_s))
+
+
+def set_alias_in(
+    connection: Connection, model: str, alias: str, version: str, who: str, now_s: float, *, tell: bool = True
+) -> AliasView:
+    """The body of `set_alias`, in a writing job; `tell` is False when it is MLflow that has moved the alias."""
     if not _ALIAS.fullmatch(alias):
         raise InvalidError("alias: expected a lower-case letter, then letters, digits, _ and -, at most 63")
-
-    def job(connection: Connection) -> AliasView:
-        connection.lock(f"aliases {model}")
-        if find_version(connection, model, request.version) is None:
-            raise NotFoundError(f"there is no version {request.version!r:.50} of model {model!r:.70}")
-        sql = "SELECT COUNT(*) AS n FROM model_alias WHERE model = ? AND alias <> ?"
-        if rows(connection, sql, (model, alias))[0]["n"] >= ALIASES_MAX:
-            raise InvalidError(f"the model has {ALIASES_MAX} aliases already, the most that are kept")
-        connection.execute(
-            "INSERT INTO model_alias (model, alias, version, changed_at, changed_by) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version, changed_at = excluded.changed_at,"
-            " changed_by = excluded.changed_by",
-            (model, alias, request.version, now_s, who),
-        )
-        audit(connection, who, "model.alias", f"{model} {alias} {request.version}", now_s)
-        return AliasView(model, alias, request.version, now_s, who)
-
-    return db.write(job)
+    connection.lock(f"aliases {model}")
+    if find_version(connection, model, version) is None:
+        raise NotFoundError(f"there is no version {version!r:.50} of model {model!r:.70}")
+    sql = "SELECT COUNT(*) AS n FROM model_alias WHERE model = ? AND alias <> ?"
+    if rows(connection, sql, (model, alias))[0]["n"] >= ALIASES_MAX:
+        raise InvalidError(f"the model has {ALIASES_MAX} aliases already, the most that are kept")
+    connection.execute(
+        "INSERT INTO model_alias (model, alias, version, changed_at, changed_by) VALUES (?, ?, ?, ?, ?)"
+        " ON CONFLICT (model, alias) DO UPDATE SET version = excluded.version, changed_at = excluded.changed_at,"
+        " changed_by = excluded.changed_by",
+        (model, alias, version, now_s, who),
+    )
+    if tell:
+        outbox.mark(connection, "alias", model, alias, now_s)
+    audit(connection, who, "model.alias", f"{model} {alias} {version}", now_s)
+    return AliasView(model, alias, version, now_s, who)
 
 
 def remove_alias(db: Database, model: str, alias: str, who: str, now_s: float) -> AliasView:
@@ -118,10 +123,20 @@ def remove_alias(db: Database, model: str, alias: str, who: str, now_s: float) -
         if found is None:
             raise NotFoundError(f"model {model!r:.70} has no alias {alias!r:.70}")
         connection.execute("DELETE FROM model_alias WHERE model = ? AND alias = ?", (model, alias))
+        _tell_removed(connection, "alias", model, alias, now_s)
         audit(connection, who, "model.unalias", f"{model} {alias}", now_s)
         return AliasView(**found)
 
     return db.write(job)
+
+
+def _tell_removed(connection: Connection, kind: outbox.Kind, model: str, name: str, now_s: float) -> None:
+    """Have MLflow forget it; what MLflow never heard of need not be told."""
+    sql = f"SELECT 1 AS one FROM mlflow_{kind} WHERE model = ? AND {kind} = ?"  # noqa: S608 (one of two words)
+    if row(connection, sql, (model, name)) is None:
+        outbox.forget(connection, kind, model, name)
+    else:
+        outbox.mark(connection, kind, model, name, now_s)
 
 
 def list_aliases(db: Database, model: str) -> AliasList:
@@ -206,6 +221,7 @@ def remove_version(db: Database, store: Store, model: str, version: str, who: st
                 f"{runs[0]['id']} runs {model} {version}, as it has said; have it run another version first"
             )
         connection.execute("DELETE FROM model_version WHERE model = ? AND version = ?", (model, version))
+        _tell_removed(connection, "version", model, version, now_s)
         audit(connection, who, "model.remove", f"{model} {version} {view.sha256}", now_s)
         return view, removals.mark(connection, view.sha256)
 

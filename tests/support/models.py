@@ -13,6 +13,7 @@ from tinylcm.keys import KeySet, PrivateKey, ReleaseKey, Signer, Trust, fingerpr
 from tinylcm.manifest import Golden, InputSpec, Manifest, WindowSpec
 from tinylcm.package import build_package
 from tinylcm.requires import Requires
+from tinylcm.types import Json
 
 YEAR_2100 = 4_102_444_800
 
@@ -130,9 +131,15 @@ def make_package(
     wrong_golden: bool = False,
     security_counter: int = 0,
     requires: Requires | None = None,
+    metadata: dict[str, Json] | None = None,
 ) -> bytes:
     """A signed package of a linear model of 3 channels and 2 labels."""
-    manifest = replace(manifest_of(name, version), security_counter=security_counter, requires=requires or Requires())
+    manifest = replace(
+        manifest_of(name, version),
+        security_counter=security_counter,
+        requires=requires or Requires(),
+        metadata=metadata or {},
+    )
     members = {"model.onnx": model if model is not None else linear_model(bias=bias)}
     if wrong_golden:
         manifest = replace(manifest, golden=Golden(1, 1e-4, ((0.123, 0.877),)))
