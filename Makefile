@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard runtime/_ext/*.pyx runtime/_ext/*.pxd) setup.py pyproject.toml
 
-.PHONY: demo build test lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture firmware
+.PHONY: demo build test test-mlflow lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture firmware
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/activity/demo.py $(if $(KEEP),--keep)
@@ -14,7 +14,12 @@ demo: $(VENV)/.demo
 build: $(VENV)/.dev
 
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not long" $(ARGS)
+	$(BIN)/pytest -m "not long and not mlflow" $(ARGS)
+
+# Against MLflow's own server, which is installed once into build/mlflow-env.
+test-mlflow: $(VENV)/.dev
+	bash scripts/mlflow_server.sh install
+	$(BIN)/pytest -m mlflow $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from .db import Database
 from .errors import NotFoundError, RangeNotSatisfiableError, TinySphereError, problem_of
 from .jobs import Lease, Work, Worker
 from .mlflowapi import Mlflow, check_url
+from .outbox import JOB
 from .requestid import RequestIds
 from .requestid import current as request_id
 from .routes import (
@@ -49,7 +50,7 @@ from .routes import (
 from .routes.table import ProblemDocument, Route, Server, endpoint, openapi
 from .s3store import S3Store
 from .store import FolderStore, Store
-from .tracking import JOB, Tracking
+from .tracking import Tracking
 from .trust import pin_folder
 
 _log = logging.getLogger("tinysphere")

@@ -18,7 +18,9 @@ from typing import Final, Literal
 import msgspec
 
 from .db import Connection, rows
+from .jobs import soon
 
+JOB: Final = "mlflow"  # who tells
 Kind = Literal["version", "alias", "metrics"]
 KINDS: Final[tuple[Kind, ...]] = ("version", "alias", "metrics")  # in the order in which they can be sent
 REFUSED_FIRST_S: Final = 30.0
@@ -60,6 +62,8 @@ def mark(
         " THEN excluded.retry_at ELSE outbox.retry_at END",
         (kind, model, name, now_s, now_s if due_s is None else due_s),
     )
+    if due_s is None:
+        soon(connection, JOB)
 
 
 def forget(connection: Connection, kind: Kind, model: str, name: str) -> None:

@@ -39,11 +39,10 @@ from .mlflowapi import (
     MlflowRefusedError,
     Point,
 )
-from .outbox import Item
+from .outbox import JOB, Item
 from .registry import find_version, version_view
 from .store import Store
 
-JOB: Final = "mlflow"
 EVERY_S: Final = 30.0
 TAG: Final = "tinysphere.outbox"
 WHO: Final = "mlflow"

@@ -81,6 +81,8 @@ def _database(connection: Connection, now_s: float) -> Iterable[str]:
 
     failing = number("SELECT COUNT(*) AS n FROM job WHERE problem <> ''")
     yield from family("jobs_failing", "gauge", "jobs whose last try failed; the log says why", failing)
+    outbox = number("SELECT COUNT(*) AS n FROM outbox")
+    yield from family("outbox_waiting", "gauge", "things that MLflow is to be told", outbox)
     # Numbers that the database gives: unlike the rows, which retention removes, they only grow.
     alarms = number("SELECT MAX(id) AS n FROM drift_event")
     yield from family("drift_events_total", "counter", "drift alarms received", alarms)

@@ -20,7 +20,8 @@ from tinysphere.errors import NotFoundError
 from tinysphere.fleetmetrics import DAY_S, HOUR_S
 from tinysphere.jobs import Lease, Work, Worker, claim, soon
 from tinysphere.mlflowapi import Mlflow, MlflowError
-from tinysphere.tracking import FOREIGN, JOB, Move, Tracking, decide
+from tinysphere.outbox import JOB
+from tinysphere.tracking import FOREIGN, Move, Tracking, decide
 
 BOOT_NS = 10_000_000_000
 
