@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard runtime/_ext/*.pyx runtime/_ext/*.pxd) setup.py pyproject.toml
 
-.PHONY: demo build test test-mlflow lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture firmware
+.PHONY: demo build test test-mlflow lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture firmware fuzz
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/activity/demo.py $(if $(KEEP),--keep)
@@ -80,6 +80,11 @@ firmware: $(BIN)/python
 	  || { echo "needs a compiler for Cortex-M: apt-get install gcc-arm-none-eabi libnewlib-arm-none-eabi (qemu-system-arm runs it)"; exit 1; }
 	@$(BIN)/python -c 'import numpy' 2>/dev/null || $(PIP) install numpy
 	$(MAKE) -s -C firmware_bridge/c mps2 OUT=$(CURDIR)/build/firmware PYTHON=$(CURDIR)/$(BIN)/python
+	$(BIN)/python scripts/firmware_size.py
+
+# The C library under libFuzzer, ASan and UBSan: ten million inputs, or INPUTS=. Needs clang and its runtime.
+fuzz: $(VENV)/.dev
+	bash scripts/fuzz_c.sh $(or $(INPUTS),10000000)
 
 annotate: $(VENV)/.dev
 	TINYMLOPS_ANNOTATE=1 $(BIN)/python setup.py -q build_ext --force --build-lib build/annotate
