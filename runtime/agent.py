@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from .capabilities import capabilities
 from .checks import Fields
@@ -53,6 +53,18 @@ PERMANENT_ADVICE: Final = "the server does not know this device's key; enrol it 
 _KNOWN_BYTES_MAX: Final = 1 << 20
 
 
+class Behind(Protocol):
+    """Whoever is the gateway of boards: see `tinylcm.boards`. Called by the agent, one call at a time."""
+
+    def tick(self, slots: Installer) -> None:
+        """Look at the slots, and settle what the boards have decided."""
+        ...
+
+    def flush(self) -> None:
+        """Journal what the boards have predicted."""
+        ...
+
+
 class Agent:
     """Metrics into the journal, the journal to the server, packages from it.
 
@@ -91,6 +103,7 @@ class Agent:
         self._http: HttpClient | None = None
         self.also: Callable[[], object] | None = None  # what a device does with every tick
         self.boards: Callable[[], Sequence[Board]] | None = None  # the boards behind this device, as they are now
+        self.behind: Behind | None = None  # what brings packages to them, and their predictions here
         self.logs = LogRecords(journal.append, clock, config.log)
         self.clock_offset_s: float | None = None
         self.last_error = ""
@@ -168,6 +181,8 @@ class Agent:
         for pipeline in list(self._pipelines.values()):
             for summary in pipeline.take_summaries():
                 self._journal.append("details", "summary", summary)
+        if self.behind is not None:
+            self.behind.flush()
 
     # Commands and configuration -----------------------------------------------------------------------------
 
@@ -428,6 +443,8 @@ class Agent:
         with self._lock:
             now_s = self._clock.monotonic_s()
             self._attempt(self._installer.judge)
+            if self.behind is not None:
+                self._attempt(partial(self.behind.tick, self._installer))
             if now_s >= self._next_metrics_s:
                 self._next_metrics_s = now_s + self._config.metrics_interval_s
                 self._attempt(self.flush_metrics)

@@ -7,13 +7,16 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .board_cli import add_board_commands
+from .boards import BoardPrediction
 from .config import DeviceConfig, default_toml
 from .console import CONFIG, add_command, configuration, counter, print_result, progress_bar
 from .daemon import LOG_FORMATS, Daemon, log_to
@@ -346,16 +349,20 @@ def _show(arguments: argparse.Namespace, prediction: Prediction) -> None:
     print_result(arguments, _prediction_json(prediction), text)
 
 
+def _show_any(arguments: argparse.Namespace, prediction: Prediction | BoardPrediction) -> None:
+    if isinstance(prediction, Prediction):
+        if not arguments.quiet or prediction.drift:
+            _show(arguments, prediction)
+    elif not arguments.quiet:
+        text = f"{prediction.label:<16} {prediction.confidence:6.3f} {prediction.latency_us:9.1f} us"
+        print_result(arguments, asdict(prediction), f"{text}  {prediction.model} on board {prediction.board}")
+
+
 def _windows_of(lines: list[object], axes: int) -> list[object]:
     """Each line is a window; but lines of numbers are together the one window of a model that takes a matrix."""
     first = lines[0] if lines else None
-    if axes != 2 or not isinstance(first, list) or (first and isinstance(first[0], list)):
-        return lines
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, list) or len(line) != len(first):
-            got = f"{len(line)} values" if isinstance(line, list) else repr(line)[:40]
-            raise InputError(f"line {number}: expected a list of {len(first)} numbers as in the first, got {got}")
-    return [lines]
+    matrix_of_lines = axes == 2 and isinstance(first, list) and not (first and isinstance(first[0], list))
+    return [lines] if matrix_of_lines else lines
 
 
 def _infer(arguments: argparse.Namespace) -> None:
@@ -387,13 +394,20 @@ def _run(arguments: argparse.Namespace) -> None:
     from .sources import open_source, paced
 
     config = configuration(arguments)
+    if not arguments.model and not config.boards:
+        raise ConfigError("name a model with --model, or configure a [[board]] in device.toml")
     with Device.open(config) as device:
+        if device.boards is not None:
+            device.boards.on_prediction = partial(_show_any, arguments)
 
         def reload() -> None:
             device.reload(configuration(arguments))
 
         with Daemon(is_well=lambda: device.is_well, reload=reload) as daemon:
             try:
+                if not arguments.model:
+                    daemon.ready("serving the boards")
+                    threading.Event().wait()  # a signal ends it
                 daemon.ready(f"waiting for {arguments.model}")
                 model = device.wait_for_model(arguments.model, arguments.wait_s)
                 samples = open_source(
@@ -594,7 +608,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("--insecure", action="store_true", help="allow plain http to another machine")
     add_command(commands, "rotate-key", _rotate_key, "have another key for the server")
     command = add_command(commands, "run", _run, "stream samples through a model; metrics and alarms go to the server")
-    command.add_argument("--model", required=True, help="the model's name")
+    command.add_argument("--model", default="", help="the model's name; without one the [[board]] sections alone run")
     command.add_argument("--input", default="-", help=".npy, .npz, .csv, .wav, or - for stdin (default)")
     command.add_argument("--array", default="", help="array's name in a .npz")
     command.add_argument(

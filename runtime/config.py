@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
@@ -14,12 +15,14 @@ from .files import read_bounded
 from .manifest import NAME
 from .schedule import parse_hours
 from .wire import Format, check_format
+from .wire.messages import UID_CHARACTERS_MAX
 
 CONFIG_BYTES_MAX = 1 << 20
 LOG_OFF = "off"
 LOG_LEVELS = ("debug", "info", "warning", "error", LOG_OFF)
 _MIB = 1 << 20
 URGENT_MAX = 32
+BOARDS_MAX = 64  # serial lines of one device
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,27 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BoardConfig:
+    """A microcontroller on a serial line of this device; see `tinylcm.boards`.
+
+    Attributes:
+        uid: whom to expect; empty: whoever answers on its ports.
+        ports: paths, patterns such as `/dev/ttyACM*`, or `socket://HOST:PORT`; empty: every serial port there is.
+        baud: 0 tries the rates in use.
+        name: shown to people.
+        model: the package for boards that it runs; empty: the newest one that its sensors fit.
+        streams: a sensor's name or number, and the model of this device that takes its rows.
+    """
+
+    uid: str = ""
+    ports: tuple[str, ...] = ()
+    baud: int = 0
+    name: str = ""
+    model: str = ""
+    streams: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceConfig:
     """A device's configuration.
 
@@ -122,6 +146,7 @@ class DeviceConfig:
         log: what of the library's log goes to the server.
         models: how each model runs here.
         capture: which inputs are kept.
+        boards: the microcontrollers behind this device.
     """
 
     data: Path
@@ -135,6 +160,37 @@ class DeviceConfig:
     log: LogConfig = field(default_factory=LogConfig)
     models: dict[str, ModelConfig] = field(default_factory=dict)
     capture: CapturePolicy = field(default_factory=CapturePolicy)
+    boards: tuple[BoardConfig, ...] = ()
+
+
+def _board(fields: Fields) -> BoardConfig:
+    fields.refuse_unknown("uid", "port", "baud", "name", "model", "streams")
+    streams = fields.table("streams", {})
+    found = {name: streams.text(name, length_max=64) for name in streams.value}
+    model = fields.text("model", "")
+    for where, key, name in (*((streams, stream, model) for stream, model in found.items()), (fields, "model", model)):
+        if name and not NAME.fullmatch(name):
+            raise where.fail(key, f"{name!r} is no model name: lower-case letters, digits, - and _, at most 64")
+    port = fields.value.get("port", "")
+    board = BoardConfig(
+        uid=fields.text("uid", "", length_max=UID_CHARACTERS_MAX),
+        ports=fields.texts("port", length_max=64) if isinstance(port, list) else (fields.text("port"),) if port else (),
+        baud=fields.natural("baud", 0, high=20_000_000),
+        name=fields.text("name", ""),
+        model=model,
+        streams=found,
+    )
+    if not board.uid and not board.ports:
+        raise fields.fail("uid", "is missing: give uid, port, or both; `tinylcm board ports` lists what is plugged in")
+    return board
+
+
+def _boards(fields: Fields) -> tuple[BoardConfig, ...]:
+    boards = tuple(_board(item) for item in fields.tables("board", [], length_max=BOARDS_MAX))
+    named = [board.uid for board in boards if board.uid]
+    if len(set(named)) != len(named):
+        raise fields.fail("board", "has a uid twice")
+    return boards
 
 
 def _model(fields: Fields, base: Path) -> ModelConfig:
@@ -235,7 +291,7 @@ def parse_config(document: object, base: Path) -> DeviceConfig:
         ConfigError: with the key that is wrong.
     """
     fields = Fields(document, "device.toml", ConfigError)
-    fields.refuse_unknown("device", "server", "journal", "trial", "log", "capture", "models")
+    fields.refuse_unknown("device", "server", "journal", "trial", "log", "capture", "models", "board")
     device = fields.table("device", {})
     device.refuse_unknown("name", "data", "metrics_interval_s", "ring_samples", "threads")
     found = {}
@@ -256,6 +312,7 @@ def parse_config(document: object, base: Path) -> DeviceConfig:
         log=_log(fields.table("log", {})),
         models=found,
         capture=parse_capture(fields.table("capture", {})),
+        boards=_boards(fields),
     )
 
 
@@ -348,4 +405,12 @@ privacy = "full"              # full, features, hashed or none
 # priority = 0                # niceness of a Worker's thread, -20 to 19
 # latency_us = 0.0            # budget of a prediction; more is an alarm; 0: as the manifest says
 # memory_bytes = 0            # budget of the process
+
+# [[board]]                   # a microcontroller on a serial line; one section each
+# uid = "nucleo-7"            # whom to expect; empty: whoever answers on its port
+# port = "/dev/ttyACM*"       # path, pattern, socket://HOST:PORT, or a list; empty: every serial port
+# baud = 0                    # 0: try the rates in use
+# name = "left wrist"         # shown to people
+# model = "activity-board"    # the package for boards that it runs; empty: the newest one that fits its sensors
+# streams = {{ imu = "activity" }}   # a sensor's name or number, and the model of this device that takes its rows
 """

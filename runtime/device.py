@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Final
 
 from .agent import Agent
+from .boards import Boards
 from .capabilities import capabilities
 from .capture import Capturer
 from .checks import Fields
@@ -157,6 +158,8 @@ class Device:
             self.journal.close(CLOSE_TIMEOUT_S)
             raise
         self.agent.also = self.flush_capture
+        self.boards: Boards | None = None
+        self._opening = threading.RLock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._system = SystemProbe(config.data, clock)
@@ -182,9 +185,24 @@ class Device:
         return device
 
     def _start(self) -> None:
+        if self.config.boards:
+            self._open_boards()
         self._thread = threading.Thread(target=self.agent.run, args=(self._stop,), name="tinylcm-agent", daemon=True)
         self._thread.start()
         self._status.start()
+
+    def _open_boards(self) -> None:
+        """Look for the boards behind this device, from threads of theirs."""
+        self.boards = Boards(
+            self.config.boards,
+            clock=self._clock,
+            store=self._store,
+            sink=self._sink,
+            open_model=self.model,
+            trial=self.config.trial,
+        )
+        self.agent.boards, self.agent.behind = self.boards.boards, self.boards
+        self.boards.start()
 
     def _make_capturer(self) -> Capturer:
         """What keeps inputs; its budget goes on over restarts."""
@@ -240,6 +258,10 @@ class Device:
             ConfigError: no package of this name is on the device yet.
             ModelError: the package is damaged and there is no earlier one.
         """
+        with self._opening:
+            return self._model(name)
+
+    def _model(self, name: str) -> Model:
         if name not in self._models:
             slot = self._store.read(name)
             if slot.active is None:
@@ -329,6 +351,7 @@ class Device:
             "journal_bytes": journal_bytes(self.config.data),
             "journal": asdict(self.journal.stats()),
             "capture": None if self._capturer is None else self._capturer.stats(),
+            "boards": {} if self.boards is None else self.boards.status(),
             "last_error": self.agent.last_error,
         }
 
@@ -350,6 +373,8 @@ class Device:
     def _reconfigure(self, config: DeviceConfig) -> None:
         """Take what the server set; the budgets of models at the next start."""
         self.config = config
+        if self.boards is not None:
+            self.boards.trial = config.trial
         self.journal.commit_within(config.journal.commit_interval_s)
         if config.capture.active or self._capturer is not None:
             self._open_capturer().change(config.capture)
@@ -401,6 +426,8 @@ class Device:
             self._thread.join(CLOSE_TIMEOUT_S)
             self._thread = None
         self._status.close()
+        if self.boards is not None:
+            self.boards.close()
         try:
             self._keep_monitors()
             self.flush_capture(force=True)

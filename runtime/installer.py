@@ -217,12 +217,25 @@ class Installer:
         self._store.settle()
         return after
 
-    def report(self, model: str, held: Held, state: str, reason: str = "") -> None:
-        """Say in the log and in the journal what became of a deployment."""
+    def settle(self, model: str, sha256: str, failure: str | None) -> None:
+        """End the trial of a package that does not run in this process: confirmed without a failure."""
+        slot = self._store.read(model)
+        if slot.state is not State.TRIAL or slot.active is None or slot.active.sha256 != sha256:
+            return
+        if failure is not None:
+            self._revert(model, slot, Event.TRIAL_FAILED, failure)
+            return
+        self._store.keep(model, step(slot, Event.TRIAL_PASSED))
+        self.report(model, slot.active, "confirmed")
+        self._enforce(model)
+
+    def report(self, model: str, held: Held, state: str, reason: str = "", board: str = "") -> None:
+        """Say in the log and in the journal what became of a deployment, on the device or on a board behind it."""
+        where = f" on board {board}" if board else ""
         if reason:
-            _log.warning("%s %s: %s: %s", model, held.version, state, reason)
+            _log.warning("%s %s%s: %s: %s", model, held.version, where, state, reason)
         else:
-            _log.info("%s %s: %s", model, held.version, state)
+            _log.info("%s %s%s: %s", model, held.version, where, state)
         self._journal.append(
             "events",
             "deployment",
@@ -233,6 +246,7 @@ class Installer:
                 "sha256": held.sha256,
                 "state": state,
                 "reason": reason,
+                **({"board": board} if board else {}),
             },
         )
 

@@ -45,9 +45,8 @@ RUNTIME = {
     "daemon": set(),
     "doctor": set(),
     "loading": {"backends", "window", "metrics", "monitors", "drift"},
-    "pipeline": {"backends", "loading", "window", "metrics", "monitors", "drift", "neighbours", "stats"},
-    "neighbours": {"backends", "loading"},
-    "worker": {"sources", "window"},
+    "pipeline": {"backends", "loading", "window", "metrics", "monitors", "drift", "stats"},
+    "worker": set(),
     "bench": {"loading", "pipeline", "metrics"},
     "calibration": {"drift"},
     "tables": set(),
@@ -62,13 +61,14 @@ RUNTIME = {
     "capabilities": {"backends"},
     "download": {"http", "store", "sync"},
     "installer": {"capabilities", "journal", "pipeline", "probe", "slots", "store", "trial"},
+    "boards": {"metrics", "slots", "store", "window"},
     "agent": {
         "capabilities", "download", "downlink", "http", "identity", "installer", "journal", "logs", "monitors",
         "pipeline", "rekey", "slots", "store", "sync", "upload",
     },
     "device": {
-        "agent", "capabilities", "http", "identity", "journal", "loading", "metrics", "pipeline", "slots", "status",
-        "store", "sync", "system",
+        "agent", "boards", "capabilities", "http", "identity", "journal", "loading", "metrics", "pipeline", "slots",
+        "status", "store", "sync", "system",
     },
 }  # fmt: skip
 PURE = {"schedule", "slots", "summaries", "sync", "trial", "wear"}
@@ -160,6 +160,7 @@ BRIDGE: dict[str, set[str]] = {
     "slots": {"errors", "messages"},
     "simboard": {*BRIDGE_BOTTOM, "slots", "blob", "interpreter"},
     "simulator": {"errors", "simboard"},
+    "gateway": {*BRIDGE_BOTTOM, "protocol", "transfer", "ports", "link", "blob"},
 }
 BRIDGE_PURE = {"errors", "clocks", "frames", "messages", "protocol", "transfer", "interpreter", "simboard"}
 
@@ -260,9 +261,9 @@ def test_every_room_of_the_bridge_has_a_place_in_the_table() -> None:
     assert {room for _, _, room in files_of("firmware_bridge", "firmware_bridge")} - placed == set()
 
 
-def test_only_the_commands_and_the_agent_load_the_bridge() -> None:
+def test_only_the_commands_and_the_boards_of_a_device_load_the_bridge() -> None:
     for path, package, room in files_of("runtime", "tinylcm"):
-        if room not in {"cli", "board_cli", "agent"}:
+        if room not in {"board_cli", "boards"}:
             assert not any(name.startswith("firmware_bridge") for name in imports_of(path, package)), path
 
 

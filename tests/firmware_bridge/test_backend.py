@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from blob_oracle import Oracle
 from board_data import random_model
-from board_oracle import Oracle
 from tinylcm.backends import Backend, BackendSpec, find_backend, formats, open_backend
 from tinylcm.capabilities import capabilities
 from tinylcm.errors import ModelError

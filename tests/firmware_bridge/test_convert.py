@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blob_oracle import Oracle
 from board_data import CHANNELS, FEATURES, ROWS, SCALE, counts_of, windows
-from board_oracle import Oracle
 from skl2onnx import to_onnx
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.neural_network import MLPClassifier

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from blob_oracle import Oracle
 from board_data import random_model
-from board_oracle import Oracle
 from tinylcm.errors import ModelError
 
 from firmware_bridge.blob import Feature, Vector, write_model

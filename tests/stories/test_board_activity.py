@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from board_oracle import Oracle
+from blob_oracle import Oracle
 from tinylcm.cli import main
 from tinylcm.keys import init_keys
 from tinylcm.package import load_package
