@@ -124,7 +124,11 @@ class Simulator:
             self._thread.join(5)
         self.unplug()
 
-    def wait(self, timeout_s: float) -> bool:
+    def interrupt(self) -> None:
+        """End it from a signal's handler: nothing is waited for."""
+        self._stop.set()
+
+    def wait(self, timeout_s: float | None) -> bool:
         """Wait until it was stopped from elsewhere."""
         return self._stop.wait(timeout_s)
 

@@ -26,6 +26,7 @@ from .frames import PAYLOAD_BYTES_MAX
 from .messages import (
     CONFIRMED,
     TRIAL,
+    WINDOW_MAX,
     AbortAnswer,
     AbortRequest,
     BeginAnswer,
@@ -127,6 +128,7 @@ class Transfer:
         session: of the `Protocol`, for HELLO.
         confirm: keep the model as soon as it runs; else the caller judges the trial and calls `confirm()`.
         chunk_bytes: the largest chunk.
+        window: the most chunks under way, where the board would take more.
 
     Raises:
         UpdateError: the model is empty.
@@ -141,6 +143,7 @@ class Transfer:
         abi: int = ABI,
         confirm: bool = True,
         chunk_bytes: int = CHUNK_BYTES,
+        window: int = WINDOW_MAX,
     ) -> None:
         if not blob:
             raise UpdateError("the model has no bytes: choose another file")
@@ -155,6 +158,7 @@ class Transfer:
         self._format, self._abi = format, abi
         self._passed = confirm
         self._chunk_max = self._chunk = chunk_bytes
+        self._window_wanted = window
         self._window_max = self._window = 1
         self._align = 1
         self._sent = 0
@@ -326,8 +330,7 @@ class Transfer:
             self._align = caps.align
             self._chunk_max = room // caps.align * caps.align
             self._chunk = min(self._chunk, self._chunk_max) // caps.align * caps.align or self._chunk_max
-            self._window_max = caps.window
-            self._window = caps.window
+            self._window_max = self._window = min(caps.window, self._window_wanted)
             return True
         return False
 

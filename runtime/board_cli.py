@@ -19,6 +19,7 @@ from .checks import Fields
 from .console import add_command, print_result
 from .errors import ConfigError, InputError, ModelError
 from .files import read_bounded, write_atomic
+from .line_cli import add_line_commands
 from .manifest import BOARD
 from .types import Json
 
@@ -124,7 +125,7 @@ def _golden(held_out: NDArray[Any], scale: float) -> NDArray[np.float32]:
 
 
 def add_board_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """`convert`."""
+    """`convert`, and those with a line."""
     board = commands.add_parser("board", help="microcontrollers behind this device").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -143,3 +144,4 @@ def add_board_commands(commands: argparse._SubParsersAction[argparse.ArgumentPar
         metavar="SHARE",
         help="refuse below this share of held-out windows with the original's class (default 0.98)",
     )
+    add_line_commands(board)

@@ -161,6 +161,9 @@ BRIDGE: dict[str, set[str]] = {
     "simboard": {*BRIDGE_BOTTOM, "slots", "blob", "interpreter"},
     "simulator": {"errors", "simboard"},
     "gateway": {*BRIDGE_BOTTOM, "protocol", "transfer", "ports", "link", "blob"},
+    "boards": {*BRIDGE_BOTTOM, "protocol", "transfer", "ports", "link"},
+    "view": {*BRIDGE_BOTTOM, "protocol", "boards"},
+    "picture": {"errors"},
 }
 BRIDGE_PURE = {"errors", "clocks", "frames", "messages", "protocol", "transfer", "interpreter", "simboard"}
 
@@ -206,7 +209,7 @@ def test_the_runtime_imports_downwards_only() -> None:
 
 
 def test_every_room_of_the_runtime_has_a_place_in_the_table() -> None:
-    placed = BOTTOM | set(RUNTIME) | {"__init__", "_ext", "cli", "console", "journal_cli", "board_cli"}
+    placed = BOTTOM | set(RUNTIME) | {"__init__", "_ext", "cli", "console", "journal_cli", "board_cli", "line_cli"}
     assert {room for _, _, room in files_of("runtime", "tinylcm")} - placed == set()
 
 
@@ -263,7 +266,7 @@ def test_every_room_of_the_bridge_has_a_place_in_the_table() -> None:
 
 def test_only_the_commands_and_the_boards_of_a_device_load_the_bridge() -> None:
     for path, package, room in files_of("runtime", "tinylcm"):
-        if room not in {"board_cli", "boards"}:
+        if room not in {"board_cli", "line_cli", "boards"}:
             assert not any(name.startswith("firmware_bridge") for name in imports_of(path, package)), path
 
 

@@ -7,6 +7,7 @@ import os
 import pty
 import random
 import select
+import socket
 import threading
 import tty
 from collections.abc import Callable
@@ -119,12 +120,22 @@ class FaultyPty:
         self._master, self._slave = pty.openpty()
         tty.setraw(self._slave)
         self.path = os.ttyname(self._slave)
-        self._other = os.open(other, os.O_RDWR | os.O_NOCTTY)
-        tty.setraw(self._other)
+        self._other = self._open(other)
         for fd in (self._master, self._other):
             os.set_blocking(fd, False)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
+
+    @staticmethod
+    def _open(other: str) -> int:
+        if not other.startswith("socket://"):
+            fd = os.open(other, os.O_RDWR | os.O_NOCTTY)
+            tty.setraw(fd)
+            return fd
+        host, port = other.removeprefix("socket://").split(":")
+        connection = socket.create_connection((host, int(port)), 5)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return connection.detach()
 
     def _run(self) -> None:
         routes = {self._master: (self._other, self.there), self._other: (self._master, self.back)}
