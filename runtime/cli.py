@@ -122,11 +122,30 @@ def _package_facts(package: Package) -> dict[str, Json]:
     }
 
 
+def metadata_of(pairs: Sequence[str]) -> dict[str, Json]:
+    """`KEY=VALUE`s as metadata: a value is JSON where it is some, else the text itself.
+
+    Raises:
+        ConfigError: one is no pair.
+    """
+    found: dict[str, Json] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--meta {pair!r:.70} is no KEY=VALUE, such as run_id=8c1f")
+        try:
+            found[key] = finite(json.loads(value))
+        except ValueError:
+            found[key] = value
+    return found
+
+
 def _package_build(arguments: argparse.Namespace) -> None:
     from .package import parse_package
     from .publish import build
 
-    data = build(Path(arguments.model), Path(arguments.manifest), Path(arguments.key))
+    metadata = metadata_of(arguments.meta or ())
+    data = build(Path(arguments.model), Path(arguments.manifest), Path(arguments.key), metadata=metadata)
     package = parse_package(data, None)
     output = Path(arguments.output or f"{package.manifest.name}-{package.manifest.version}.tlm")
     write_atomic(output, data)
@@ -589,6 +608,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("model", help="the model file")
     command.add_argument("--manifest", required=True, metavar="model.toml", help="what the model is and takes")
     command.add_argument("--key", required=True, metavar="release.key", help="signs the package")
+    command.add_argument(
+        "--meta", action="append", metavar="KEY=VALUE", help="metadata beside the manifest's: run_id=... (repeatable)"
+    )
     command.add_argument("-o", "--output", metavar="FILE.tlm", help="the package (default NAME-VERSION.tlm)")
     command = add_command(package, "verify", _package_verify, "check a package's structure, hashes, signature and root")
     command.add_argument("package", help="a package, *.tlm")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tomllib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from .keys import Signer
 from .loading import LoadedModel, Options, open_package
 from .manifest import PACKAGE_BYTES_MAX, Golden, Manifest, parse_manifest
 from .package import build_package, parse_package
+from .types import Json
 
 GOLDEN_WINDOWS: Final = 4
 GOLDEN_TOLERANCE: Final = 1e-3
@@ -111,7 +113,9 @@ def _golden_windows(manifest: Manifest, file: Path | None, bounds: tuple[float, 
     return windows.astype(np.float32)
 
 
-def build(model_path: Path, manifest_path: Path, key_path: Path) -> bytes:
+def build(
+    model_path: Path, manifest_path: Path, key_path: Path, *, metadata: Mapping[str, Json] | None = None
+) -> bytes:
     """Build and sign a package from a model file, or a folder of stages, its model.toml and a release key.
 
     The model is loaded, run on the golden windows, and its scores are stored, so that a device can tell whether it
@@ -119,12 +123,14 @@ def build(model_path: Path, manifest_path: Path, key_path: Path) -> bytes:
 
     Args:
         model_path: the model; for a chain, a folder with `stage0.tflite`, `stage1.npz` and so on, by their formats.
+        metadata: what only this build knows, such as `run_id` and `git_commit`; it comes over the file's `[metadata]`.
 
     Raises:
         ConfigError: a file or key is missing, or the key has expired.
         ModelError: the model does not run or does not keep its manifest.
     """
     manifest, tolerance, golden_file = read_manifest(manifest_path)
+    manifest = replace(manifest, metadata={**manifest.metadata, **(metadata or {})})
     signer = Signer.load(key_path)
     return build_from(manifest, _read_members(manifest, model_path), signer, tolerance=tolerance, file=golden_file)
 

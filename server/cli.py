@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import logging
 import subprocess
@@ -41,6 +40,8 @@ def _built(arguments: argparse.Namespace) -> Iterator[Path]:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist")
     if path.suffix == ".tlm":
+        if arguments.meta:
+            raise ConfigError(f"{path} is signed as it is: metadata is given when it is built")
         yield path
         return
     if not arguments.manifest or not arguments.key:
@@ -48,6 +49,7 @@ def _built(arguments: argparse.Namespace) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "package.tlm"
         command = ["package", "build", str(path), "--manifest", arguments.manifest, "--key", arguments.key]
+        command += [f"--meta={pair}" for pair in arguments.meta or ()]
         result = subprocess.run(
             [sys.executable, "-m", "tinylcm.cli", *command, "-o", str(output)],
             capture_output=True,
@@ -196,7 +198,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
 def _model_show(arguments: argparse.Namespace) -> None:
     client = client_of(arguments)
-    found = client.model(arguments.model)
+    found = {"name": arguments.model, "versions": client.versions(arguments.model)}
     names: dict[object, list[str]] = {}
     for alias in client.aliases(arguments.model):
         names.setdefault(alias["version"], []).append(f"@{alias['alias']}")
@@ -252,17 +254,9 @@ def _model_remove(arguments: argparse.Namespace) -> None:
 
 
 def _model_fetch(arguments: argparse.Namespace) -> None:
-    client = client_of(arguments)
-    versions = client.model(arguments.model)["versions"]
-    assert isinstance(versions, list)
-    found = next((item for item in versions if item["version"] == arguments.version), None)
-    if found is None:
-        raise ConfigError(f"model {arguments.model} has no version {arguments.version}")
-    data = client.package(str(found["sha256"]))
-    if hashlib.sha256(data).hexdigest() != found["sha256"]:
-        raise TinySphereError("what came is not the package: its hash is another; fetch it again")
-    write_atomic(Path(arguments.file), data)
-    emit(arguments, {"file": arguments.file, "bytes": len(data)}, f"{len(data)} bytes are in {arguments.file}")
+    found = client_of(arguments).fetch(arguments.model, arguments.version, Path(arguments.file))
+    text = f"{found['model']} {found['version']}: {found['size']} bytes are in {arguments.file}"
+    emit(arguments, {"file": arguments.file, "bytes": found["size"], **found}, text)
 
 
 def _deployments(arguments: argparse.Namespace) -> None:
@@ -367,6 +361,9 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("file", metavar="PACKAGE.tlm | MODEL", help="what to upload")
     command.add_argument("--manifest", metavar="model.toml", help="to build a package")
     command.add_argument("--key", metavar="release.key", help="to build a package")
+    command.add_argument(
+        "--meta", action="append", metavar="KEY=VALUE", help="metadata of the training: run_id=... (repeatable)"
+    )
     command = _command(commands, "deploy", _deploy, "deploy a version to devices", http=True)
     command.add_argument("model", help="the model's name")
     command.add_argument("version", help="an uploaded version, or @ALIAS")
@@ -421,7 +418,7 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("alias", help="the name, without @")
     command = _command(model, "fetch", _model_fetch, "the package of a version", http=True)
     command.add_argument("model", help="the model's name")
-    command.add_argument("version", help="an uploaded version")
+    command.add_argument("version", help="an uploaded version, or @ALIAS")
     command.add_argument("file", metavar="FILE.tlm", help="where to")
     command = _command(model, "remove", _model_remove, "remove a version that nobody runs", http=True)
     command.add_argument("model", help="the model's name")

@@ -7,9 +7,11 @@ client.deploy("activity", "1.0.0", "all")
 
 from __future__ import annotations
 
+import hashlib
 import io
 import ipaddress
 import json
+import os
 import secrets
 import ssl
 import time
@@ -23,9 +25,12 @@ import urllib3
 
 ANSWER_BYTES_MAX: Final = 64 << 20
 EVENT_BYTES_MAX: Final = 1 << 20
+PACKAGE_BYTES_MAX: Final = 256 << 20
 TRIES: Final = 4
 WAIT_S_MAX: Final = 30.0
 RETRIED: Final = (429, 502, 503, 504)
+PIECES_MAX: Final = 1000  # connections of one download
+_PIECE_BYTES: Final = 64 << 10
 Fields = dict[str, object]
 
 
@@ -40,6 +45,10 @@ class ClientError(Exception):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+class _BrokenError(ClientError):
+    """The connection broke, or the server is busy: what is missing can be asked for again."""
 
 
 def _is_loopback(host: str) -> bool:
@@ -313,6 +322,14 @@ class Client:
         """A model with its versions, newest first."""
         return self.request("GET", f"/api/v1/models/{quote(name, safe='')}")
 
+    def versions(self, name: str, most: int = 10_000) -> list[Fields]:
+        """The versions of a model, newest first."""
+        return list(self.pages(f"/api/v1/models/{quote(name, safe='')}/versions", {}, most))
+
+    def version(self, name: str, version: str) -> Fields:
+        """One version, with its metadata, lineage and what its probe found; `@NAME` is an alias."""
+        return self.request("GET", f"/api/v1/models/{quote(name, safe='')}/versions/{quote(version, safe='@')}")
+
     def aliases(self, name: str) -> list[Fields]:
         """The aliases of a model."""
         items = self.request("GET", f"/api/v1/models/{quote(name, safe='')}/aliases")["items"]
@@ -334,6 +351,68 @@ class Client:
     def remove_version(self, name: str, version: str) -> Fields:
         """Remove a version that nobody runs or is to run."""
         return self.request("DELETE", f"/api/v1/models/{quote(name, safe='')}/versions/{quote(version, safe='')}")
+
+    def fetch(self, name: str, version: str, path: Path) -> Fields:
+        """Download the package of a version, or of an alias as `@NAME`, into a file; which version it is."""
+        found = self.version(name, version)
+        self.download(str(found["sha256"]), path)
+        return found
+
+    def download(self, sha256: str, path: Path) -> None:
+        """Download a package into a file. A connection that breaks is taken up where it broke, a few times.
+
+        Raises:
+            ClientError: it cannot be had, or is not what its name says; the file is then as it was.
+        """
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        try:
+            with part.open("wb") as file:
+                attempt = 0
+                for _ in range(PIECES_MAX):
+                    have = file.tell()
+                    try:
+                        self._download_rest(sha256, file)
+                        break
+                    except _BrokenError:
+                        attempt = attempt + 1 if file.tell() <= have else 0  # what gets on is not given up
+                        if attempt == TRIES:
+                            raise
+                        time.sleep(min(2.0**attempt, WAIT_S_MAX))
+                file.flush()
+                os.fsync(file.fileno())
+            with part.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise ClientError("what came is not the package: its hash is another; fetch it again")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _download_rest(self, sha256: str, file: IO[bytes]) -> None:
+        """Ask for what the file does not have yet, and append it."""
+        have = file.tell()
+        headers = {**self._headers, **({"Range": f"bytes={have}-", "If-Range": f'"{sha256}"'} if have else {})}
+        try:
+            url = f"{self._base}/api/v1/packages/{quote(sha256, safe='')}"
+            response = self._pool.request("GET", url, headers=headers, preload_content=False, redirect=False)
+            try:
+                if response.status in RETRIED:
+                    raise _BrokenError(f"the server answered {response.status}", response.status)
+                if response.status not in (200, 206):
+                    self._read(response.status, response.read(1 << 20))  # raises what the server says
+                    raise ClientError(f"the server answered {response.status} to a download", response.status)
+                if response.status == 200:
+                    file.seek(0)  # the whole of it, again
+                    file.truncate()
+                elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                    raise ClientError("the server sent another part than it was asked for", response.status)
+                for piece in response.stream(_PIECE_BYTES):
+                    if file.tell() + len(piece) > PACKAGE_BYTES_MAX:
+                        raise ClientError(f"the package has more than {PACKAGE_BYTES_MAX} bytes", response.status)
+                    file.write(piece)
+            finally:
+                response.close()
+        except urllib3.exceptions.HTTPError as error:
+            raise _BrokenError(f"{self._base} cannot be reached: {error}") from error
 
     def package(self, sha256: str) -> bytes:
         """The bytes of a package."""

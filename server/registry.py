@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from dataclasses import dataclass
 from typing import Final
@@ -17,8 +18,8 @@ from tinylcm.types import Json
 
 from . import outbox, removals, trust
 from .audit import audit
-from .db import Connection, Database, Page, Row, decode_cursor, paged, row, rows
-from .errors import BusyError, ConflictError, InvalidError, NotFoundError
+from .db import Connection, Database, Page, Row, Value, decode_cursor, paged, row, rows
+from .errors import BadRequestError, BusyError, ConflictError, InvalidError, NotFoundError
 from .store import Store, Upload
 
 LINEAGE: Final = ("run_id", "data_sha256", "git_commit", "parent", "trained_at", "framework")
@@ -212,6 +213,37 @@ def get_model(db: Database, name: str) -> ModelView:
     if not found:
         raise NotFoundError(f"there is no model {name!r:.70}; see `tinysphere models`")
     return ModelView(name, [version_view(item) for item in found])
+
+
+def list_versions(db: Database, name: str, cursor: str | None, limit: int) -> Page[ModelVersionView]:
+    """The versions of a model, newest first.
+
+    Raises:
+        NotFoundError: nothing was uploaded under this name.
+        BadRequestError: the cursor is none of this list.
+    """
+    after = decode_cursor(cursor, list, [])
+    where = ""
+    values: list[Value] = []
+    if after:
+        if len(after) != 2 or not isinstance(after[0], str) or not isinstance(after[1], str):
+            raise BadRequestError("the cursor is of another list; begin without it")
+        where, values = " AND (uploaded_at, version) < (?, ?)", [_time(after[0]), after[1]]
+    sql = f"SELECT * FROM model_version WHERE model = ?{where} ORDER BY uploaded_at DESC, version DESC LIMIT ?"  # noqa: S608
+    found = db.read(lambda connection: rows(connection, sql, (name, *values, limit + 1)))
+    if not found and not after:
+        raise NotFoundError(f"there is no model {name!r:.70}; see `tinysphere models`")
+    return paged([version_view(item) for item in found], limit, lambda view: [repr(view.uploaded_at), view.version])
+
+
+def _time(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise BadRequestError("the cursor is of another list; begin without it")
+    return found
 
 
 def get_version(db: Database, name: str, version: str) -> ModelVersionView:

@@ -77,6 +77,15 @@ def resolve(connection: Connection, model: str, version: str) -> str:
     return str(found["version"])
 
 
+def get(db: Database, model: str, version: str) -> ModelVersionView:
+    """One version; `@NAME` is what an alias names now.
+
+    Raises:
+        NotFoundError: there is no such version or alias.
+    """
+    return get_version(db, model, db.read(lambda connection: resolve(connection, model, version)))
+
+
 def set_alias(db: Database, model: str, alias: str, request: AliasRequest, who: str, now_s: float) -> AliasView:
     """Have an alias name a version.
 
@@ -189,7 +198,7 @@ def remove_version(db: Database, store: Store, model: str, version: str, who: st
 
     Raises:
         NotFoundError: there is none.
-        ConflictError: a deployment is active, an alias names it, or a device has reported that it runs it.
+        ConflictError: a deployment is active, an alias names it, or a device or a board has reported that it runs it.
         BusyError, StorageError: the store refuses; the version is gone, its file will be removed by retention.
     """
 
@@ -219,6 +228,16 @@ def remove_version(db: Database, store: Store, model: str, version: str, who: st
         if runs:
             raise ConflictError(
                 f"{runs[0]['id']} runs {model} {version}, as it has said; have it run another version first"
+            )
+        board = row(
+            connection,
+            "SELECT device, uid FROM board WHERE model = ? AND model_version = ? AND gone_at IS NULL"
+            " AND device IN (SELECT id FROM device WHERE retired_at IS NULL) ORDER BY device, uid LIMIT 1",
+            (model, version),
+        )
+        if board is not None:
+            raise ConflictError(
+                f"the board {board['uid']} behind {board['device']} runs {model} {version}; have it run another first"
             )
         connection.execute("DELETE FROM model_version WHERE model = ? AND version = ?", (model, version))
         _tell_removed(connection, "version", model, version, now_s)

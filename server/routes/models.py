@@ -37,9 +37,15 @@ async def get_model(call: Call) -> Answer:
     return Answer(await call.run(registry.get_model, call.server.db, call.path("name")))
 
 
+async def list_versions(call: Call) -> Answer:
+    """A model's versions, newest first."""
+    page = await call.run(registry.list_versions, call.server.db, call.path("name"), call.text("cursor"), call.limit())
+    return Answer(page, headers=page_headers(call, page.next))
+
+
 async def get_version(call: Call) -> Answer:
     """One version."""
-    return Answer(await call.run(registry.get_version, call.server.db, call.path("name"), call.path("version")))
+    return Answer(await call.run(versions.get, call.server.db, call.path("name"), call.path("version")))
 
 
 async def remove_version(call: Call) -> Answer:
@@ -89,7 +95,11 @@ ROUTES: Final = (
         answer=registry.ModelView, problems=(404,),
     ),
     Route(
-        "GET", f"{API}/models/{{name}}/versions/{{version}}", get_version, "One version", "read",
+        "GET", f"{API}/models/{{name}}/versions", list_versions, "Versions of a model, newest first", "read",
+        answer=Page[registry.ModelVersionView], query=LIST_PARAMS, problems=(404,),
+    ),
+    Route(
+        "GET", f"{API}/models/{{name}}/versions/{{version}}", get_version, "One version, or that of @ALIAS", "read",
         answer=registry.ModelVersionView, problems=(404,),
     ),
     Route(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 from collections.abc import Iterator
@@ -25,8 +26,17 @@ def test_data_scientists_and_engineers_work_over_http(server: Sphere, tmp_path: 
     run("trust", str(keys / "root.pub"), "--data", str(server.data))
     environment = {"TINYSPHERE_URL": server.url, "TINYSPHERE_TOKEN": server.token}
     model = [str(activity / "model.onnx"), "--manifest", str(activity / "model.toml")]
-    uploaded = run("upload", *model, "--key", str(keys / "release.key"), "--json", **environment)
-    assert json.loads(uploaded.stdout)["version"] == "1.0.0"
+    training = ["--meta", "run_id=r-1", "--meta", 'training={"epochs": 3}']
+    uploaded = run("upload", *model, "--key", str(keys / "release.key"), *training, "--json", **environment)
+    made = json.loads(uploaded.stdout)
+    assert made["version"] == "1.0.0" and made["lineage"]["run_id"] == "r-1"
+    assert made["metadata"]["training"] == {"epochs": 3}
+    assert "run_id=r-1" in run("model", "show", "activity", **environment).stdout
+    run("model", "alias", "activity", "champion", "1.0.0", **environment)
+    run("model", "fetch", "activity", "@champion", str(tmp_path / "got.tlm"), **environment)
+    assert hashlib.sha256((tmp_path / "got.tlm").read_bytes()).hexdigest() == made["sha256"]
+    signed = run("upload", str(tmp_path / "got.tlm"), "--meta", "a=b", code=2, **environment)
+    assert "signed as it is" in signed.stderr
     assert "deployment 1: activity 1.0.0 to all" in run("deploy", "activity", "1.0.0", **environment).stdout
     assert "activity" in run("models", **environment).stdout
     assert "active" in run("deployments", **environment).stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 from fleet import Sphere, sphere
 from models import make_package, make_signer
-from scripted import Reply, scripted_server
+from scripted import Reply, Request, scripted_server
 from tinylcm.keys import write_public
 from tinysphere.client import Client, ClientError
 
@@ -106,3 +107,57 @@ def test_a_server_that_is_not_there() -> None:
         pytest.raises(ClientError, match="cannot be reached"),
     ):
         client.devices()
+
+
+def test_a_script_finds_and_fetches_versions(server: Sphere, tmp_path: Path) -> None:
+    packages = {version: make_package(version=version, bias=float(version[0])) for version in ("1.0.0", "2.0.0")}
+    with Client(server.url, server.token) as client:
+        for data in packages.values():
+            (tmp_path / "p.tlm").write_bytes(data)
+            client.upload(tmp_path / "p.tlm", "gesture")
+        assert [item["version"] for item in client.versions("gesture")] == ["2.0.0", "1.0.0"]
+        client.set_alias("gesture", "champion", "1.0.0")
+        assert client.version("gesture", "@champion")["version"] == "1.0.0"
+        got = tmp_path / "got.tlm"
+        assert client.fetch("gesture", "@champion", got)["version"] == "1.0.0" and got.read_bytes() == packages["1.0.0"]
+        with pytest.raises(ClientError, match="has no alias"):
+            client.fetch("gesture", "@none", got)
+        with pytest.raises(ClientError, match="no package of this hash"):
+            client.download("0" * 64, got)
+        assert got.read_bytes() == packages["1.0.0"] and sorted(tmp_path.glob(".*.part")) == []
+
+
+def test_a_download_that_breaks_goes_on_where_it_broke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    data = bytes(range(256)) * 4000
+    sha256 = hashlib.sha256(data).hexdigest()
+
+    def part(request: Request) -> Reply:
+        wanted = request.headers.get("Range")
+        if wanted is None:
+            return Reply(200, data, {}, cut_after=400_000)
+        first = int(wanted[len("bytes=") : -1])
+        return Reply(206, data[first:], {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}, 400_000)
+
+    with scripted_server(part) as (url, seen), Client(url, "t") as client:
+        client.download(sha256, tmp_path / "got")
+        assert (tmp_path / "got").read_bytes() == data
+        asked = [request.headers.get("Range", "bytes=0-") for request in seen]
+        begins = [int(text[len("bytes=") : -1]) for text in asked]
+        assert begins[0] == 0 and len(begins) >= 3 and begins == sorted(set(begins)), (
+            "each goes on behind the one before"
+        )
+        (tmp_path / "got").write_bytes(b"before")
+        with pytest.raises(ClientError, match="its hash is another"):
+            client.download("0" * 64, tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == b"before" and [path.name for path in tmp_path.iterdir()] == ["got"]
+    lying = Reply(206, data[5:], {"Content-Range": f"bytes 5-{len(data) - 1}/{len(data)}"})
+    for answer, said in ((lying, "another part"), (Reply(302), "answered 302"), (Reply(503), "answered 503")):
+        replies = [Reply(200, data, {}, cut_after=400_000)]
+        with (
+            scripted_server(lambda request, a=answer, r=replies: r.pop() if r else a) as (url, _),
+            Client(url, "t") as client,
+            pytest.raises(ClientError, match=said),
+        ):
+            client.download(sha256, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -12,7 +12,8 @@ from models import linear_model, make_package, make_signer, manifest_of
 from tinylcm.errors import ModelError
 from tinylcm.package import build_package
 from tinysphere import registry
-from tinysphere.errors import ConflictError, InvalidError, NotFoundError
+from tinysphere.db import encode_cursor
+from tinysphere.errors import BadRequestError, ConflictError, InvalidError, NotFoundError
 
 
 @pytest.fixture
@@ -101,3 +102,21 @@ def test_the_lineage_is_what_the_publisher_has_said(kit: Kit) -> None:
     manifest = replace(manifest_of(), metadata={**lineage, "note": "x"})
     view = upload(kit, build_package(manifest, {"model.onnx": linear_model()}, make_signer()))
     assert view.lineage == lineage and view.metadata["note"] == "x"
+
+
+def test_the_versions_of_a_model_come_in_pages_newest_first(kit: Kit) -> None:
+    for number in range(5):  # two of one moment
+        upload(kit, make_package(version=f"1.{number}.0", bias=float(number)), None)
+        kit.clock.advance(number % 2)
+    found: list[str] = []
+    cursor: str | None = None
+    for _ in range(3):
+        page = registry.list_versions(kit.db, "gesture", cursor, 2)
+        found += [item.version for item in page.items]
+        cursor = page.next
+    assert found == ["1.4.0", "1.3.0", "1.2.0", "1.1.0", "1.0.0"] and cursor is None
+    with pytest.raises(NotFoundError):
+        registry.list_versions(kit.db, "none", None, 2)
+    for wrong in (["x", "1"], ["nan", "1"], ["1"], [1.0, "1"], ["1", 2]):
+        with pytest.raises(BadRequestError):
+            registry.list_versions(kit.db, "gesture", encode_cursor(wrong), 2)  # type: ignore[arg-type]

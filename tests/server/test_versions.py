@@ -87,10 +87,23 @@ def test_a_version_goes_when_nobody_runs_or_is_to_run_it(kit: Kit) -> None:
     kit.sync(device, running=(RunningModel("gesture", "1.0.0", view.sha256, "confirmed"),))
     with pytest.raises(ConflictError, match=f"{device} runs gesture"):
         remove()
-    kit.sync(device, running=())
+    board = {"uid": "b1", "name": "belt", "fw": "1", "model": "gesture", "model_version": "1.0.0", "state": "running"}
+    kit.sync(device, running=(), boards=(board,))
+    with pytest.raises(ConflictError, match=f"board b1 behind {device}"):
+        remove()
+    kit.sync(device, running=(), boards=())
     assert remove() == view
     assert kit.store.size(view.sha256) is None
     with pytest.raises(NotFoundError):
         remove()
     assert [item.version for item in registry.get_model(kit.db, "gesture").versions] == ["2.0.0"]
     kit.upload()  # the same may come again
+
+
+def test_an_alias_stands_for_its_version_where_one_is_asked_for(kit: Kit) -> None:
+    alias(kit, "champion", "2.0.0")
+    assert versions.get(kit.db, "gesture", "@champion") == registry.get_version(kit.db, "gesture", "2.0.0")
+    assert versions.get(kit.db, "gesture", "1.0.0").version == "1.0.0"
+    for wanted in ("@none", "9.9.9"):
+        with pytest.raises(NotFoundError):
+            versions.get(kit.db, "gesture", wanted)
