@@ -305,3 +305,14 @@ def test_bench_says_what_is_wrong(
     folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, problem: str
 ) -> None:
     assert problem in run(capsys, "bench", *arguments, code=code)
+
+
+def test_metadata_of_the_training_is_given_at_the_build(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(capsys, "keys", "init", "keys")
+    given = ["--meta", "run_id=r-1", "--meta", 'training={"epochs": 3}', "--meta", "seed=7", "--meta", "note=a=b"]
+    run(capsys, "package", "build", "model.onnx", *ARGUMENTS, *given, "-o", "p.tlm")
+    metadata = load_package("p.tlm", None).manifest.metadata
+    assert metadata["training"] == {"epochs": 3} and metadata["seed"] == 7 and metadata["note"] == "a=b"
+    assert metadata["run_id"] == "r-1"
+    for wrong in ("run_id", "=x", ""):
+        assert "KEY=VALUE" in run(capsys, "package", "build", "model.onnx", *ARGUMENTS, "--meta", wrong, code=2)
