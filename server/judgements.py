@@ -16,6 +16,7 @@ from typing import Final
 from .sql import Connection, Value, rows
 
 TEXT_CHARACTERS_MAX: Final = 256
+_DEVICES_A_QUERY: Final = 200
 _PREDICTED: Final = (
     "INSERT INTO judgement (device, prediction, model, version, predicted, at, changed_at)"
     " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, prediction) DO UPDATE SET model = excluded.model,"
@@ -72,11 +73,25 @@ class Judgements:
             connection.executemany(_TRUE, self._true)
 
 
-def judged(connection: Connection, model: str, since: float, until: float) -> dict[str, Judged]:
-    """By version of a model, of the predictions from `since` up to but without `until`."""
-    sql = (
-        "SELECT version, COUNT(*) AS labelled, SUM(CASE WHEN predicted = truth THEN 1 ELSE 0 END) AS correct"
-        " FROM judgement WHERE model = ? AND at >= ? AND at < ? AND truth IS NOT NULL GROUP BY version"
-    )
-    found: Sequence[Mapping[str, object]] = rows(connection, sql, (model, since, until))
-    return {str(item["version"]): Judged(int(str(item["labelled"])), int(str(item["correct"]))) for item in found}
+def judged(
+    connection: Connection, model: str, since: float, until: float, devices: Sequence[str] | None = None
+) -> dict[str, Judged]:
+    """By version of a model, of the predictions from `since` up to but without `until`, of all devices or of some."""
+    pieces = [None] if devices is None else [devices[i : i + _DEVICES_A_QUERY] for i in _starts(devices)]
+    found: dict[str, Judged] = {}
+    for piece in pieces:
+        where = "" if piece is None else f" AND device IN ({', '.join('?' * len(piece))})"
+        sql = (
+            "SELECT version, COUNT(*) AS labelled, SUM(CASE WHEN predicted = truth THEN 1 ELSE 0 END) AS correct"  # noqa: S608
+            f" FROM judgement WHERE model = ? AND at >= ? AND at < ? AND truth IS NOT NULL{where} GROUP BY version"
+        )
+        for item in rows(connection, sql, (model, since, until, *(piece or ()))):
+            known = found.get(item["version"], Judged(0, 0))
+            found[item["version"]] = Judged(
+                known.labelled + int(item["labelled"]), known.correct + int(item["correct"])
+            )
+    return found
+
+
+def _starts(devices: Sequence[str]) -> range:
+    return range(0, len(devices), _DEVICES_A_QUERY)

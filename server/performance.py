@@ -1,10 +1,11 @@
 """How the versions of a model do in the field: each added up over a time and over all devices, side by side.
 
-Accuracy is not here: the server knows it where predictions and their true labels meet, which is another room's work.
+How often a version was right is known of predictions whose input was kept and whose true label came: see judgements.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import msgspec
@@ -12,6 +13,7 @@ import msgspec
 from . import reports, rollups
 from .db import Connection, Database, row, rows
 from .errors import BadRequestError, InvalidError, NotFoundError
+from .judgements import Judged, judged
 from .rollups import Rollup
 
 DAYS_DEFAULT: Final = 7
@@ -25,6 +27,7 @@ class VersionPerformance(msgspec.Struct, frozen=True):
 
     `devices` have said something of it in the time, `running` have said nothing of a later one since.
     `drift_events` are the alarms that were received in the time. `labels` are the most frequent predictions.
+    `accuracy` is of the `labelled` predictions: those whose input was kept and whose true label came.
     """
 
     version: str
@@ -46,6 +49,8 @@ class VersionPerformance(msgspec.Struct, frozen=True):
     rss_bytes: int | None
     cpu_percent: float | None
     labels: dict[str, int]
+    labelled: int
+    accuracy: float | None
 
 
 class ModelPerformance(msgspec.Struct, frozen=True):
@@ -82,8 +87,18 @@ def model_performance(
         alarms = _alarms(connection, model, begin, end)
         sql = "SELECT version, COUNT(*) AS n FROM latest WHERE model = ? GROUP BY version"
         running = {item["version"]: item["n"] for item in rows(connection, sql, (model,))}
+        meant = reports.devices_of(connection, question)
+        right = judged(connection, model, begin, math.nextafter(end, math.inf), meant)
+        none = Judged(0, 0)
         versions = [
-            _view(version, rollup, len(devices[version]), running.get(version, 0), alarms.get(version, 0))
+            _view(
+                version,
+                rollup,
+                len(devices[version]),
+                running.get(version, 0),
+                alarms.get(version, 0),
+                right.get(version, none),
+            )
             for version, rollup in found.items()
         ]
         versions.sort(key=lambda item: (-item.windows, item.version))
@@ -117,7 +132,7 @@ def _alarms(connection: Connection, model: str, begin: float, end: float) -> dic
     return {item["version"]: item["n"] for item in rows(connection, sql, (model, begin, end))}
 
 
-def _view(version: str, rollup: Rollup, devices: int, running: int, alarms: int) -> VersionPerformance:
+def _view(version: str, rollup: Rollup, devices: int, running: int, alarms: int, right: Judged) -> VersionPerformance:
     names = set(VersionPerformance.__struct_fields__) & set(reports.AGGREGATES)
     measured = reports.measured(rollup, sorted(names))
     most = sorted(rollup.labels.items(), key=lambda item: (-item[1], item[0]))[:LABELS_SHOWN_MAX]
@@ -126,5 +141,7 @@ def _view(version: str, rollup: Rollup, devices: int, running: int, alarms: int)
         devices=devices,
         running=running,
         drift_events=alarms,
+        labelled=right.labelled,
+        accuracy=right.accuracy,
         **{**measured, "labels": dict(most)},
     )

@@ -111,13 +111,13 @@ def query_metrics(db: Database, question: Question) -> Metrics:
 
     def job(connection: Connection) -> Metrics:
         if question.step is None:
-            return Metrics(_intervals(connection, question, _devices(connection, question)))
+            return Metrics(_intervals(connection, question, devices_of(connection, question)))
         return Metrics(_steps(connection, question), STEPS[question.step])
 
     return db.read(job)
 
 
-def _devices(connection: Connection, question: Question) -> list[str] | None:
+def devices_of(connection: Connection, question: Question) -> list[str] | None:
     """The devices that are meant, or None for all."""
     if question.group is None:
         return None if question.device is None else [question.device]
@@ -206,7 +206,7 @@ def sums(
     """The sums by device and step of a question, newest first, never many in memory."""
     order = ("at", "device", "model", "version")
     assert question.step is not None
-    for where, values in _conditions(question, _devices(connection, question), "at"):
+    for where, values in _conditions(question, devices_of(connection, question), "at"):
         after: list[Value] = []
         while True:
             behind = f" AND ({', '.join(order)}) < (?, ?, ?, ?)" if after else ""

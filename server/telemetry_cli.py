@@ -107,7 +107,8 @@ def _performance(arguments: argparse.Namespace) -> None:
         arguments.model, group=arguments.group, since=arguments.since, until=arguments.until
     )
     names = (
-        "version", "devices", "running", "windows", "errors", "drift_events", "confidence_p50", "confidence_p5",
+        "version", "devices", "running", "windows", "errors", "drift_events", "accuracy", "labelled",
+        "confidence_p50", "confidence_p5",
         "latency_p50_us", "latency_p99_us", "rss_bytes",
     )  # fmt: skip
     columns: dict[str, Callable[[Fields], object]] = {

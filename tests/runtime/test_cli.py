@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tinylcm import Device
 from tinylcm.cli import main, make_parser
+from tinylcm.package import load_package
 from tinylcm.status import StatusServer
 
 ARGUMENTS = ["--manifest", "model.toml", "--key", "keys/release.key"]

@@ -88,3 +88,11 @@ def test_what_names_no_label_is_stored_and_judges_nothing(kit: Kit, label: objec
         events=[record(1, "label", truth("p-1", "walking"))],
     )
     assert answer.refused == () and found(kit) == {}
+
+
+def test_some_devices_are_as_many_as_one_likes(kit: Kit) -> None:
+    device = kit.enrol()
+    kit.sync(device, details=[record(1, "sample", sample("p-1"))], events=[record(1, "label", truth("p-1", "walking"))])
+    names = [f"d{number}" for number in range(450)]
+    for some, expected in (([*names, device], {"1.0.0": Judged(1, 1)}), (names, {}), ([], {})):
+        assert kit.db.read(lambda connection, s=some: judged(connection, "gesture", 0, NOW * 2, s)) == expected  # type: ignore[misc]

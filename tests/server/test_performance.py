@@ -76,3 +76,18 @@ def test_performance_over_http(tmp_path: Path) -> None:
         assert [item["version"] for item in found.json()["versions"]] == ["1.0.0", "2.0.0"]
         assert web.client.get("/api/v1/models/none/performance", headers=viewer).status_code == 404
         assert web.client.get("/api/v1/models/gesture/performance?since=x", headers=viewer).status_code == 400
+
+
+def test_accuracy_is_of_predictions_whose_true_label_came(kit: Kit) -> None:
+    one, two = run(kit)
+    for device, version, truths in ((one, "1.0.0", ("a", "a", "b")), (two, "2.0.0", ("a",))):
+        body = {"model": "gesture", "version": version, "label": "a"}
+        for number, truth in enumerate(truths, 10):
+            kit.sync(device, details=[record(number, "sample", {**body, "prediction": f"p-{number}"})])
+            kit.sync(device, events=[record(number, "label", {"prediction": f"p-{number}", "label": truth})])
+    found = {item.version: item for item in model_performance(kit.db, "gesture", None, None, None, NOW).versions}
+    assert found["1.0.0"].labelled == 3 and found["1.0.0"].accuracy == pytest.approx(2 / 3)
+    assert found["2.0.0"].labelled == 1 and found["2.0.0"].accuracy == 1.0
+    groups.put(kit.db, "second", groups.GroupRequest("name=two"), "test", NOW)
+    grouped = model_performance(kit.db, "gesture", "second", None, None, NOW).versions
+    assert {item.version: (item.labelled, item.accuracy) for item in grouped} == {"1.0.0": (0, None), "2.0.0": (1, 1.0)}
