@@ -32,7 +32,6 @@ from .blob import (
     NODE,
     OPS,
     BoardModel,
-    Network,
     Trees,
     Vector,
     write_model,
@@ -47,6 +46,7 @@ HELD_OUT_MIN: Final = 50  # windows: with fewer, an agreement says little
 VECTORS: Final = 8  # of the self-test
 KEEP: Final = (100.0, 99.9, 99.0, 97.0)  # percentiles of calibration that an int8 may hold; the best is taken
 CLIPPED_MAX: Final = 0.01  # share of values that do not fit int16 at the given scale
+SCRATCH_BYTES: Final = 2 * 256 + 2 * 256 + 68  # tb_scratch and tb_prediction of firmware_bridge/c/src/tb_model.h
 _INT16: Final = (-32_768, 32_767)
 
 Counts = NDArray[np.int16]
@@ -62,7 +62,7 @@ class Report:
             `agreement_low` the lower end of its 95 % interval (Wilson's), `agreement_min` the bound that was set.
         accuracy_original, accuracy_board: against the truth, where it was given.
         flash_bytes: of the model; `tables` says of what.
-        ram_bytes: what a board needs to run it: the window, the features, the activations or sums.
+        ram_bytes: what a board needs to run it: the window, and 1,092 bytes in which the C library works.
         clipped: share of the values that did not fit int16 at the scale.
     """
 
@@ -375,11 +375,5 @@ def table_bytes(model: BoardModel) -> dict[str, int]:
 
 
 def ram_bytes(model: BoardModel) -> int:
-    """What a board holds to run a model: the window, its features, and sums (trees) or activations (networks)."""
-    count = len(model.features)
-    if isinstance(model.body, Network):
-        width = max(max(layer.weights.shape) for layer in model.body.layers)
-        work = 2 * width + 4 * model.classes
-    else:
-        work = 4 * model.classes
-    return int(2 * model.rows * model.channels + 2 * count + work)
+    """What a board holds to run a model: the window, and what the C library works in whatever the model."""
+    return 2 * model.rows * model.channels + SCRATCH_BYTES

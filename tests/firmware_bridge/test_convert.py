@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tinylcm.errors import ConfigError, InputError, ModelError
 
-from firmware_bridge.convert import convert, original_features, parse_features, ram_bytes, table_bytes
+import firmware_bridge
+from firmware_bridge.convert import SCRATCH_BYTES, convert, original_features, parse_features, ram_bytes, table_bytes
 
 COLUMNS = parse_features(FEATURES, CHANNELS, ROWS)
 TRAIN, TRAIN_CLASS = windows(900, seed=0)
@@ -58,10 +60,18 @@ def test_the_agreement_is_that_of_the_blob_by_an_independent_oracle(original: An
 def test_the_sizes_that_are_told_are_those_of_the_bytes(original: Any) -> None:
     result = converted(original)
     assert result.report.flash_bytes == len(result.blob) == sum(table_bytes(result.model).values())
-    assert result.report.ram_bytes == ram_bytes(result.model) > 2 * ROWS * 3
+    assert result.report.ram_bytes == ram_bytes(result.model) == 2 * ROWS * 3 + SCRATCH_BYTES
     assert f"flash      {len(result.blob)} bytes" in str(result.report)
     assert result.report.to_json()["tables"] == table_bytes(result.model)
     assert 3 <= len(result.model.vectors) <= 10
+
+
+def test_the_memory_that_the_c_library_works_in_is_that_of_its_header() -> None:
+    header = (Path(firmware_bridge.__file__).parent / "c" / "src" / "tb_model.h").read_text()
+    most = {name: int(value) for name, value in re.findall(r"#define TB_(\w+)_MAX (\d+)", header)}
+    assert "int16_t features[TB_FEATURES_MAX];\n  int8_t layers[2][TB_WIDTH_MAX];\n} tb_scratch;" in header
+    assert "uint16_t scores[TB_CLASSES_MAX];\n} tb_prediction;" in header
+    assert 2 * most["FEATURES"] + 2 * most["WIDTH"] + 4 + 2 * most["CLASSES"] == SCRATCH_BYTES
 
 
 def test_an_onnx_file_gives_the_same_blob_as_its_estimator(tmp_path: Path) -> None:
