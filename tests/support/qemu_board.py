@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import shutil
 import socket
 import subprocess
@@ -32,25 +33,39 @@ def firmware(root: Path) -> Path:
 
 
 class QemuBoard:
-    """A running board. `options` are the example's: speed, rows, drift_at, trial_s, metrics_ms, frame_max, uid."""
+    """A running board. `options` are the example's: speed, rows, drift_at, trial_s, metrics_ms, frame_max, uid.
 
-    def __init__(self, elf: Path, folder: Path, serial: str | None = None, **options: object) -> None:
+    Its line is a socket that this class reads, or with `pty=True` a pty, whose name is `path`, for a program to open.
+    """
+
+    def __init__(
+        self, elf: Path, folder: Path, *, pty: bool = False, semihosting: bool = True, **options: object
+    ) -> None:
         self.flash = folder / "flash.bin"
         self.socket_path = Path(tempfile.mkdtemp(prefix="tb")) / "line"  # short: a socket's name has 107 bytes at most
         words = ["mps2", f"flash={self.flash}", *(f"{key}={value}" for key, value in options.items())]
+        config = "enable=on,target=native," + ",".join(f"arg={word}" for word in words)
         self.process = subprocess.Popen(
             [
                 *("qemu-system-arm", "-M", "mps2-an385", "-kernel", str(elf), "-display", "none", "-monitor", "none"),
-                *("-serial", serial or f"unix:{self.socket_path},server=on,wait=off"),
-                *("-semihosting-config", "enable=on,target=native," + ",".join(f"arg={word}" for word in words)),
+                *("-serial", "pty" if pty else f"unix:{self.socket_path},server=on,wait=off"),
+                *(("-semihosting-config", config) if semihosting else ()),
             ],
             stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if pty else None,
+            text=True,
         )
         self.frames: list[line.Frame] = []
         self.reader = line.Reader()
         self.seq = 0
         self.socket: socket.socket | None = None
-        if serial is None:
+        self.path = ""
+        if pty:
+            assert self.process.stdout is not None
+            found = re.search(r"redirected to (\S+)", self.process.stdout.readline())
+            assert found is not None, "QEMU did not say which pty it has"
+            self.path = found[1]
+        else:
             self._connect()
 
     def _connect(self) -> None:
@@ -98,6 +113,8 @@ class QemuBoard:
         """End QEMU as a power cut would; the file of the slots stays."""
         self.process.kill()
         self.process.wait()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
         if self.socket is not None:
             self.socket.close()
         shutil.rmtree(self.socket_path.parent, ignore_errors=True)

@@ -1,0 +1,264 @@
+"""The real firmware and the real host side: a Cortex-M3 in QEMU on one end of a pty, firmware_bridge on the other."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from board_oracle import Oracle, random_network, random_trees
+from qemu_board import QemuBoard, firmware
+from serial_wire import Faults, FaultyPty
+
+from firmware_bridge.errors import BridgeError, RefusedError
+from firmware_bridge.link import Link, open_link
+from firmware_bridge.messages import (
+    MetricsRequest,
+    ResetRequest,
+    RollbackRequest,
+    StreamRequest,
+    TimeRequest,
+)
+from firmware_bridge.protocol import Event, Gap, Lost, Received, Restarted, Rows
+from firmware_bridge.transfer import Transfer
+
+CHANNELS = 6
+DRIFT, RESULT, LOG, METRICS = 0x21, 0x11, 0x40, 0x20
+
+
+@pytest.fixture(scope="module")
+def elf(root: Path) -> Path:
+    return firmware(root)
+
+
+def model(seed: int, rows: int = 50) -> bytes:
+    """A network for the watch's six channels, moved on by 10 rows."""
+    blob = bytearray(random_network(seed, (30, 16, 4), rows=rows, channels=CHANNELS))
+    blob[16:18] = (10).to_bytes(2, "little")
+    return bytes(blob)
+
+
+def sha(blob: bytes) -> str:
+    return hashlib.sha256(blob).hexdigest()
+
+
+def opened(path: str, time_interval_s: float = 0.0) -> Link:
+    return open_link(path, baud=115_200, hello_s=30.0, units=False, time_interval_s=time_interval_s)
+
+
+def gathered(link: Link, seconds: float) -> list[Event]:
+    events: list[Event] = []
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        events += link.poll(left)
+    return events
+
+
+def update(link: Link, blob: bytes, timeout_s: float = 120.0) -> Transfer:
+    return link.update(Transfer(blob, session=link.session), timeout_s=timeout_s)
+
+
+def messages(events: list[Event], kind: int) -> list:
+    return [event.message for event in events if isinstance(event, Received) and kind == event.message.TYPE]
+
+
+def test_every_command(elf: Path, tmp_path: Path) -> None:
+    blob = model(1)
+    with QemuBoard(elf, tmp_path, pty=True, speed=50, drift_at=500, metrics_ms=1000, uid="watch-1") as board:
+        with opened(board.path) as link:
+            assert link.caps.uid == "watch-1" and link.caps.model.state == 0
+            first = link.ask(TimeRequest(0))
+            second = link.ask(TimeRequest(0))
+            assert first.t2_us <= first.t3_us <= second.t2_us
+            assert link.ask(StreamRequest(0, True)).on
+            events = gathered(link, 4.0)
+            assert link.ask(MetricsRequest()).rows > 100
+            assert not link.ask(StreamRequest(0, False)).on
+            events += gathered(link, 0.2)
+            assert messages(events, RESULT) and messages(events, METRICS)
+            assert len(messages(events, DRIFT)) >= 1, "the watch is worn differently from row 500"
+            assert not [event for event in events if isinstance(event, (Gap, Lost))]
+            assert update(link, blob).error is None
+            assert link.ask(RollbackRequest()).state == 0
+            with pytest.raises(RefusedError, match="not now"):
+                link.ask(RollbackRequest())
+            link.ask(ResetRequest())
+        with opened(board.path) as link:
+            assert link.caps.reset == "asked for"
+
+
+def test_a_restart_is_noticed_within_a_session(elf: Path, tmp_path: Path) -> None:
+    with QemuBoard(elf, tmp_path, pty=True) as board, opened(board.path, time_interval_s=1.0) as link:
+        boot = link.caps.boot
+        link.ask(ResetRequest())
+        for _ in range(100):
+            if any(isinstance(event, Restarted) for event in gathered(link, 0.2)) or link.caps.boot != boot:
+                break
+        assert link.caps.boot != boot
+
+
+@pytest.mark.long
+def test_a_minute_without_loss(elf: Path, tmp_path: Path) -> None:
+    with QemuBoard(elf, tmp_path, pty=True, speed=10) as board, opened(board.path) as link:
+        link.ask(StreamRequest(0, True))
+        events = gathered(link, 60.0)
+        off = link.ask(StreamRequest(0, False))
+        events += gathered(link, 0.5)
+        metrics = link.ask(MetricsRequest())
+    rows = [event for event in events if isinstance(event, Rows)]
+    assert not [event for event in events if isinstance(event, (Gap, Lost))]
+    assert sum(len(event.values) for event in rows) == off.index > 1000
+    assert [event.index for event in rows] == list(
+        itertools.accumulate([0, *(len(event.values) for event in rows[:-1])])
+    )
+    assert (metrics.rx_bad, metrics.rx_drop, metrics.tx_drop, metrics.rows_drop) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_400_predictions_equal_the_oracles(elf: Path, tmp_path: Path, seed: int) -> None:
+    """Of the windows that lie within what was streamed; 2: a forest, 1: a network."""
+    if seed == 1:
+        blob = model(seed)
+    else:
+        changed = bytearray(random_trees(seed, trees=12, features=30, rows=50, channels=CHANNELS))
+        changed[16:18] = (10).to_bytes(2, "little")
+        blob = bytes(changed)
+    oracle = Oracle(blob)
+    with QemuBoard(elf, tmp_path, pty=True, speed=100, trial_s=600) as board, opened(board.path) as link:
+        update(link, blob)
+        link.ask(StreamRequest(0, True))
+        events: list[Event] = []
+        for _ in range(60):
+            events += gathered(link, 1.0)
+            if len(messages(events, RESULT)) > 420:
+                break
+    rows: dict[int, np.ndarray] = {}
+    for event in events:
+        if isinstance(event, Rows):
+            rows |= zip(event.times_us.tolist(), event.values.astype(np.int16), strict=True)
+    wanted = int.from_bytes(hashlib.sha256(blob).digest()[:4], "little")
+    compared = 0
+    for result in messages(events, RESULT):
+        if result.model != wanted:  # before the update
+            continue
+        times = [result.time_us - 1000 * back for back in reversed(range(oracle.rows))]
+        if all(at in rows for at in times):
+            told = oracle.predict(np.stack([rows[at] for at in times]))
+            assert (result.label, result.score) == (told.label, told.scores[told.label])
+            compared += 1
+    assert compared >= 400
+
+
+def test_qemu_killed_at_each_chunk_leaves_a_model_that_runs(elf: Path, tmp_path: Path) -> None:
+    """And the transfer goes on at the next start, from where the store says."""
+    old, new = model(3), model(4)
+    with QemuBoard(elf, tmp_path, pty=True, trial_s=600) as board, opened(board.path) as link:
+        update(link, old)
+    flash = (tmp_path / "flash.bin").read_bytes()
+    steps = 0
+    for kill_at in itertools.count():
+        (tmp_path / "flash.bin").write_bytes(flash)
+        with QemuBoard(elf, tmp_path, pty=True, trial_s=600) as board, opened(board.path) as link:
+            killed = killed_after(board, link, new, kill_at)
+        with QemuBoard(elf, tmp_path, pty=True, trial_s=600) as board, opened(board.path) as link:
+            running = link.caps.model
+            assert running.sha256 in (sha(old), sha(new)) and running.state in (1, 2)
+            assert update(link, new).error is None
+        with QemuBoard(elf, tmp_path, pty=True) as board, opened(board.path) as link:
+            assert (link.caps.model.sha256, link.caps.model.state) == (sha(new), 2)
+        steps += 1
+        if not killed:
+            break
+    assert steps > len(new) // 240 + 3
+
+
+def killed_after(board: QemuBoard, link: Link, blob: bytes, requests: int) -> bool:
+    """Send so many requests of an update (small chunks), then end QEMU at once. False: it was through before."""
+    transfer = Transfer(blob, session=link.session, chunk_bytes=240)
+    sent = 0
+    while not transfer.ended:
+        for request in transfer.requests(time.monotonic()):
+            if sent == requests:
+                board.process.kill()
+                board.process.wait()
+                return True
+            link.send(request)
+            sent += 1
+        for event in link.poll(0.1):
+            transfer.take(event, time.monotonic())
+    assert transfer.error is None
+    return False
+
+
+def test_the_host_gone_at_each_chunk_leaves_a_model_that_runs(elf: Path, tmp_path: Path) -> None:
+    """Another session goes on where the last one ended, without sending again what is there."""
+    blob = model(5)
+    with QemuBoard(elf, tmp_path, pty=True, trial_s=600) as board:
+        for requests in itertools.count(1):
+            with opened(board.path) as link:
+                transfer = Transfer(blob, session=link.session, chunk_bytes=240)
+                sent = 0
+                while not transfer.ended and sent < requests:
+                    for request in transfer.requests(time.monotonic()):
+                        link.send(request)
+                        sent += 1
+                    for event in link.poll(0.1):
+                        transfer.take(event, time.monotonic())
+                if transfer.ended:
+                    assert transfer.error is None
+                    break
+            assert requests < 60
+        with opened(board.path) as link:
+            assert (link.caps.model.sha256, link.caps.model.state) == (sha(blob), 2)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_line_that_damages_a_byte_in_a_thousand(elf: Path, tmp_path: Path, seed: int) -> None:
+    """Flipped, dropped, doubled and invented bytes, 1e-3 each: all requests and an update complete, gaps are told."""
+    blob = model(6)
+    there, back = Faults.each(1e-3, seed), Faults.each(1e-3, seed + 50)
+    with (
+        QemuBoard(elf, tmp_path, pty=True, speed=20, trial_s=600, metrics_ms=0) as board,
+        FaultyPty(board.path, there, back) as proxy,
+        opened(proxy.path) as link,
+    ):
+        asked(link, StreamRequest(0, True))
+        events = gathered(link, 5.0)
+        transfer = update(link, blob, 300.0)
+        assert transfer.error is None
+        for _ in range(40):
+            asked(link, MetricsRequest())
+        off = asked(link, StreamRequest(0, False))
+        events += gathered(link, 1.0)
+    assert there.done > 0 and back.done > 0
+    at = lost = 0
+    for event in events:
+        if isinstance(event, Rows):
+            assert event.index == at
+            at += len(event.values)
+        elif isinstance(event, Gap):
+            assert event.index == at
+            at += event.rows
+            lost += event.frames
+    assert at == off.index and lost > 0
+    with QemuBoard(elf, tmp_path, pty=True) as board, opened(board.path) as link:
+        assert (link.caps.model.sha256, link.caps.model.state) == (sha(blob), 2)
+
+
+def asked(link: Link, request):
+    """Ask until it is answered: four tries in a row may all be damaged."""
+    for _ in range(10):
+        try:
+            return link.ask(request)
+        except BridgeError:
+            continue
+    raise AssertionError(f"no answer to {request}")
+
+
+def test_no_semihosting_and_no_store_is_a_board_too(elf: Path, tmp_path: Path) -> None:
+    with QemuBoard(elf, tmp_path, pty=True, semihosting=False) as board, opened(board.path) as link:
+        assert link.caps.uid == "mps2-an385-0001"
+        assert update(link, model(8)).error is None
