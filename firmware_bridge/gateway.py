@@ -33,6 +33,7 @@ from .errors import HASH, MODEL, SELFTEST, SIZE, STORE, BridgeError, LinkError, 
 from .link import Link
 from .messages import (
     I16,
+    TRIAL,
     Caps,
     Drift,
     HelloRequest,
@@ -303,13 +304,25 @@ class _Runner:
                 problems.append(str(error))
                 continue
             uid = link.caps.uid
-            if self._uid in ("", uid) and self._taken.name(self, uid):
-                self._port, self._uid = path, uid
+            if self._spec.uid in ("", uid) and self._taken.name(self, uid):
+                if uid != self._uid:
+                    self._forget(uid)
+                self._port = path
                 return link
             problems.append(f"{path} is board {uid}")
             link.close()
         where = ", ".join(self._spec.ports) or "the serial ports of this machine"
         raise LinkError(f"the board is not on {where}" + (f": {'; '.join(problems)}" if problems else ""))
+
+    def _forget(self, uid: str) -> None:
+        """Another board has come in the place of the one before: nothing that was known holds for it."""
+        self._uid = uid
+        self._transfer = self._trial = self._wish = None
+        self._failed.clear()
+        self._told.clear()
+        self._ours.clear()
+        self._board_counts = {}
+        self._tries, self._again_s = 0, 0.0
 
     def _open(self, path: str) -> Link:
         baud = self._spec.baud
@@ -443,6 +456,11 @@ class _Runner:
         self._ours.add(wanted.sha256)
         if self._model == wanted.sha256 and self._told.get(wanted.key) == "confirmed":
             return
+        if link.caps.model.state == TRIAL and self._model != wanted.sha256:
+            link.send(RollbackRequest())  # somebody else's, or of a life before: until it ends nothing is taken
+            link.send(HelloRequest(link.session))
+            self._again_s = now_s + WAIT_S[0]
+            return
         self._wish = wanted
         self._transfer = Transfer(wanted.blob, session=link.session, confirm=False)
         self._update_until_s = now_s + UPDATE_S
@@ -470,6 +488,7 @@ class _Runner:
         if transfer.waits and self._trial is None:
             self._model = wanted.sha256
             self._trial = Trial.begin(wanted, link.caps, now_s)
+            self._update_until_s = self._trial.until_s + UPDATE_S
             self._tell(wanted, "trial")
         if self._trial is not None and transfer.waits:
             self._judge(link, transfer, wanted, now_s)
@@ -529,9 +548,18 @@ class _Taken:
             return self._ports.setdefault(port, who) is who
 
     def name(self, who: object, uid: str) -> bool:
-        """Whether nobody else has the board."""
+        """Whether nobody else has the board; then it is theirs, and no other is."""
         with self._lock:
-            return self._uids.setdefault(uid, who) is who
+            if self._uids.setdefault(uid, who) is not who:
+                return False
+            for mine in [name for name, owner in self._uids.items() if owner is who and name != uid]:
+                del self._uids[mine]
+            return True
+
+    def reserve(self, who: object, uid: str) -> None:
+        """A board that is configured by its uid is nobody else's."""
+        with self._lock:
+            self._uids[uid] = who
 
     def release(self, who: object) -> None:
         """Whoever it is has no port now; the board stays its own."""
@@ -552,6 +580,9 @@ class Gateway:
         self._stop = threading.Event()
         taken = _Taken()
         self._runners = [_Runner(spec, owner, taken, self._stop) for spec in specs]
+        for spec, runner in zip(specs, self._runners, strict=True):
+            if spec.uid:
+                taken.reserve(runner, spec.uid)
 
     def start(self) -> None:
         """Look for the boards, in threads."""

@@ -301,6 +301,9 @@ def _running_lines(running: dict[str, Any] | None) -> list[str]:
         shown = "" if temperature is None else f"{temperature:.0f} C"
         lines.append(f"machine  {shown}{', held back by heat or voltage' if throttled else ''}")
     lines += _journal_lines(running["journal"])
+    for uid, board in running.get("boards", {}).items():
+        model = f"{board['model']} {board['model_version']}".strip() or "no model of this device"
+        lines.append(f"board    {board['name'] or uid}: {board['state']}, {model}, {board['lost_rows']} rows lost")
     for name, model in running["models"].items():
         total, samples = model["latency"]["total"], model["samples"]
         lines.append(

@@ -39,7 +39,7 @@ from .store import SlotStore
 from .sync import read_refusal
 from .system import SystemProbe
 from .types import Json, Payload, Prediction, Stream
-from .wire import canonical_json, finite
+from .wire import Board, canonical_json, finite
 
 _log = logging.getLogger("tinylcm")
 CLOSE_TIMEOUT_S: Final = 10.0
@@ -159,6 +159,9 @@ class Device:
             raise
         self.agent.also = self.flush_capture
         self.boards: Boards | None = None
+        if config.boards:  # until they are looked for: none that is configured is gone
+            away = [Board(uid=board.uid, name=board.name, state="away") for board in config.boards if board.uid]
+            self.agent.boards = lambda: away
         self._opening = threading.RLock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

@@ -16,10 +16,12 @@ from board_data import CHANNELS, ROWS, SCALE, counts_of, wave_model, windows
 
 from firmware_bridge.blob import write_model
 from firmware_bridge.gateway import BoardSpec, BoardStatus, Gateway, Trial, Wanted, why_not
+from firmware_bridge.link import open_link
 from firmware_bridge.messages import I16, Drift, Result, Sensor
 from firmware_bridge.simboard import Mischief, SimulatedBoard, Source
 from firmware_bridge.simulator import Simulator
 from firmware_bridge.slots import Slots
+from firmware_bridge.transfer import Transfer
 
 RATE_HZ = 200.0
 COUNTS = counts_of(windows(20, seed=3)[0]).reshape(-1, 3)
@@ -219,6 +221,32 @@ def test_a_board_that_is_unplugged_comes_back_under_another_name(tmp_path: Path)
         before = len(device.values)
         wait(lambda: only(running).counters["restarts"] == 1 and len(device.values) > before + 5)
     assert device.states().count(("1.0.0", "staged")) == 1, "it runs the model already"
+
+
+def test_a_port_without_a_uid_takes_whoever_is_there_but_nobody_else_s_board(tmp_path: Path) -> None:
+    device = Device(wish())
+    link = tmp_path / "port"
+    with gateway(
+        device, BoardSpec("", (str(link),), name="any"), BoardSpec("B2", (str(tmp_path / "other"),))
+    ) as running:
+        with Simulator(board(tmp_path, "A1"), link=link):
+            wait(lambda: device.states()[-1:] == [("1.0.0", "confirmed")])
+        with Simulator(board(tmp_path, "C3"), link=link):
+            wait(lambda: device.states().count(("1.0.0", "confirmed")) == 2)
+            assert {status.uid for status in running.statuses()} == {"C3", "B2"}
+        with Simulator(board(tmp_path, "B2"), link=link):
+            wait(lambda: any("is board B2" in status.error for status in running.statuses()))
+
+
+def test_what_is_on_trial_from_a_life_before_gives_way(tmp_path: Path) -> None:
+    simulated = board(tmp_path)
+    with Simulator(simulated) as simulator:
+        with open_link(simulator.path) as link:
+            link.update(Transfer(wish(5).blob, session=link.session, confirm=False), timeout_s=20)
+        device = Device(wish())
+        with gateway(device, BoardSpec("A1", (simulator.path,))):
+            wait(lambda: ("1.0.0", "confirmed") in device.states())
+    assert simulated.slots.model(simulated.slots.running or 0) == device.wish.blob  # type: ignore[union-attr]
 
 
 def test_nobody_there_is_told_and_costs_nothing(tmp_path: Path) -> None:

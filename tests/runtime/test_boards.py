@@ -244,3 +244,12 @@ def test_an_alarm_of_a_board_is_journalled_with_its_evidence(tmp_path: Path) -> 
     assert (payload["statistic"], payload["threshold"], payload["mean"], payload["variance"]) == (3.0, 1.0, -2.5, 9.0)
     assert payload["direction"] == "down" and payload["count"] == 400 and payload["bins"] == [1] * 16
     assert (bare["monitor"], bare["signal"]) == ("board", "1")
+
+
+def test_a_device_that_only_syncs_names_its_boards_as_away(tmp_path: Path) -> None:
+    config = config_of(tmp_path / "data", BoardConfig("A1", name="left"), BoardConfig(ports=("/dev/none",)))
+    with Device.open(config, background=False) as device:
+        assert device.agent.boards is not None
+        assert [(b.uid, b.name, b.state, b.last_seen_ms) for b in device.agent.boards()] == [
+            ("A1", "left", "away", None)
+        ]

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from tinylcm.config import DeviceConfig, default_toml, load_config, parse_config
+from tinylcm.config import BoardConfig, DeviceConfig, default_toml, load_config, parse_config
 from tinylcm.errors import ConfigError
 
 
@@ -19,6 +19,17 @@ def test_the_written_default_is_the_default(tmp_path: Path) -> None:
     ("document", "problem"),
     [
         ({"devise": {}}, r"device.toml.devise: is not known here; known: device, server"),
+        ({"board": {}}, "device.toml.board: expected a list"),
+        ({"board": [{}]}, r"board\[0\].uid: is missing: give uid, port, or both"),
+        ({"board": [{"uid": "a", "speed": 1}]}, r"board\[0\].speed: is not known here"),
+        ({"board": [{"uid": "a"}, {"uid": "a"}]}, "board: has a uid twice"),
+        ({"board": [{"uid": "a", "model": "A B"}]}, r"board\[0\].model: 'A B' is no model name"),
+        ({"board": [{"uid": "a", "streams": {"imu": "A B"}}]}, "streams.imu: 'A B' is no model name"),
+        ({"board": [{"uid": "a", "streams": {"imu": 1}}]}, "streams.imu: expected str, got int"),
+        ({"board": [{"port": 7}]}, "port: expected str, got int"),
+        ({"board": [{"port": [7]}]}, r"port\[0\]: expected a string"),
+        ({"board": [{"uid": "a", "baud": -1}]}, "baud: is -1"),
+        ({"board": [{"uid": "x" * 65}]}, "uid: has 65 characters"),
         ({"device": {"metrics_interval_s": "fast"}}, "metrics_interval_s: expected a finite number"),
         ({"device": {"metrics_interval_s": float("nan")}}, "metrics_interval_s: expected a finite number"),
         ({"device": {"threads": 0}}, "threads: is 0, expected 1 to 1024"),
@@ -38,6 +49,25 @@ def test_the_written_default_is_the_default(tmp_path: Path) -> None:
 def test_a_wrong_key_is_named(document: dict, problem: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=problem):
         parse_config(document, tmp_path)
+
+
+def test_boards_are_read(tmp_path: Path) -> None:
+    one = {
+        "uid": "n-7",
+        "port": "/dev/ttyACM*",
+        "baud": 9600,
+        "model": "wrist",
+        "streams": {"imu": "activity", "1": "b"},
+    }
+    found = parse_config({"board": [one, {"port": ["/dev/a", "socket://h:1"], "name": "left"}]}, tmp_path).boards
+    assert found == (
+        BoardConfig("n-7", ("/dev/ttyACM*",), 9600, "", "wrist", {"imu": "activity", "1": "b"}),
+        BoardConfig(ports=("/dev/a", "socket://h:1"), name="left"),
+    )
+    example = default_toml().split("# [[board]]")[1].splitlines()[1:]
+    text = "[[board]]\n" + "\n".join(line.removeprefix("# ") for line in example)
+    (board,) = parse_config(tomllib.loads(text), tmp_path).boards
+    assert (board.uid, board.streams) == ("nucleo-7", {"imu": "activity"})
 
 
 def test_files_that_are_missing_or_no_toml_say_so(tmp_path: Path) -> None:
