@@ -311,13 +311,70 @@ def _config_set(arguments: argparse.Namespace) -> None:
         settings = tomllib.loads(read_bounded(path, SETTINGS_BYTES_MAX).decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    made = client_of(arguments).set_config(settings)
-    emit(arguments, made, f"version {made['version']} for {made['scope']} devices")
+    made = client_of(arguments).set_config(settings, arguments.scope)
+    emit(arguments, made, f"version {made['version']} for {made['scope']}")
 
 
 def _config_show(arguments: argparse.Namespace) -> None:
-    found = client_of(arguments).config()
+    found = client_of(arguments).config(arguments.scope)
     emit(arguments, found, json.dumps(found, indent=2))
+
+
+def _config_list(arguments: argparse.Namespace) -> None:
+    rows = client_of(arguments).config_scopes()
+    columns: dict[str, Callable[[Fields], object]] = {
+        "scope": lambda row: row["scope"],
+        "version": lambda row: row["version"],
+        "keys": lambda row: row["keys"],
+        "set (UTC)": lambda row: when(row["created_at"]),
+        "by": lambda row: row["created_by"],
+    }
+    emit(arguments, {"items": rows}, table(rows, columns, "nothing was set: tinysphere config set FILE.toml"))
+
+
+def _config_history(arguments: argparse.Namespace) -> None:
+    rows = client_of(arguments).config_versions(arguments.scope)
+    columns: dict[str, Callable[[Fields], object]] = {
+        "version": lambda row: row["version"],
+        "set (UTC)": lambda row: when(row["created_at"]),
+        "by": lambda row: row["created_by"],
+        "settings": lambda row: json.dumps(row["settings"]),
+    }
+    emit(arguments, {"items": rows}, table(rows, columns, "nothing was set"))
+
+
+def _config_diff(arguments: argparse.Namespace) -> None:
+    found = client_of(arguments).config_diff(arguments.scope, arguments.before, arguments.after)
+    changes = found["changes"]
+    assert isinstance(changes, list)
+    columns: dict[str, Callable[[Fields], object]] = {
+        "key": lambda row: row["key"],
+        f"version {found['before']}": lambda row: "-" if row["before"] is None else json.dumps(row["before"]),
+        f"version {found['after']}": lambda row: "-" if row["after"] is None else json.dumps(row["after"]),
+    }
+    emit(arguments, found, table(changes, columns, f"{found['before']} and {found['after']} say the same"))
+
+
+def _config_of(arguments: argparse.Namespace) -> None:
+    found = client_of(arguments).device_config(arguments.device)
+    settings, sources, reported = found["settings"], found["sources"], found["reported"]
+    assert isinstance(settings, dict) and isinstance(sources, dict)
+    lines = [f"version {found['version']} of {', '.join(map(str, _list(found, 'scopes')))}"]
+    for key, scope in sorted(sources.items()):
+        value: object = settings
+        for part in key.split("."):
+            assert isinstance(value, dict)
+            value = value[part]
+        lines.append(f"{key} = {json.dumps(value)}    from {scope}")
+    if isinstance(reported, dict):
+        lines.append(f"the device: version {reported['version']} {reported['state']} {reported['reason']}".rstrip())
+    emit(arguments, found, "\n".join(lines))
+
+
+def _list(found: Fields, key: str) -> list[object]:
+    items = found[key]
+    assert isinstance(items, list)
+    return items
 
 
 # the parser -----------------------------------------------------------------------------------------------
@@ -436,9 +493,21 @@ def make_parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="what the server sets of devices' configuration").add_subparsers(
         required=True, metavar="ACTION"
     )
-    command = _command(config, "set", _config_set, "set it for all devices", http=True)
+    scope = "all, model:NAME, group:NAME or device:ID (default all)"
+    command = _command(config, "set", _config_set, "set it for the devices of a scope", http=True)
     command.add_argument("file", metavar="FILE.toml", help="tables and keys as in device.toml; replaces all before")
-    _command(config, "show", _config_show, "what is set, and what devices made of it", http=True)
+    command.add_argument("--scope", default="all", help=scope)
+    command = _command(config, "show", _config_show, "what is set, and what devices made of it", http=True)
+    command.add_argument("--scope", default="all", help=scope)
+    _command(config, "list", _config_list, "the scopes that were set", http=True)
+    command = _command(config, "history", _config_history, "the versions of a scope, newest first", http=True)
+    command.add_argument("--scope", default="all", help=scope)
+    command = _command(config, "diff", _config_diff, "what changed between two versions of a scope", http=True)
+    command.add_argument("before", type=int, nargs="?", help="a version (default: the one before the newest)")
+    command.add_argument("after", type=int, nargs="?", help="a version (default: the newest)")
+    command.add_argument("--scope", default="all", help=scope)
+    command = _command(config, "of", _config_of, "what a device is sent, and which scope says so", http=True)
+    command.add_argument("device", help="the device's id")
     return parser
 
 

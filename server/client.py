@@ -239,8 +239,30 @@ class Client:
         """Commands, newest first."""
         return list(self.pages("/api/v1/commands", {}, most))
 
+    def config_scopes(self) -> list[Fields]:
+        """Scopes of configuration that were set."""
+        items = self.request("GET", "/api/v1/config")["items"]
+        return list(items) if isinstance(items, list) else []
+
+    def config_versions(self, scope: str = "all", most: int = 1000) -> list[Fields]:
+        """A scope's versions, newest first."""
+        return list(self.pages(f"/api/v1/config/{quote(scope, safe='')}/versions", {}, most))
+
+    def config_diff(self, scope: str = "all", before: int | None = None, after: int | None = None) -> Fields:
+        """What changed between two versions of a scope; by default with the newest."""
+        path = f"/api/v1/config/{quote(scope, safe='')}/diff"
+        return self.request("GET", _query(path, {"from": before, "to": after}))
+
+    def device_config(self, device_id: str) -> Fields:
+        """What a device is sent of its configuration, key by key with the scope that says so."""
+        return self.request("GET", f"/api/v1/devices/{quote(device_id, safe='')}/config")
+
     def config(self, scope: str = "all") -> Fields:
-        """What the server sets of devices' configuration, and what they made of it."""
+        """What the server sets of the configuration of a scope's devices, and what they made of it.
+
+        Args:
+            scope: `all`, `model:NAME`, `group:NAME` or `device:ID`.
+        """
         return self.request("GET", f"/api/v1/config/{quote(scope, safe='')}")
 
     def set_config(self, settings: Mapping[str, object], scope: str = "all") -> Fields:

@@ -153,7 +153,9 @@ def sync_in(
     is_known = request.server_instance == instance and request.generation == int(meta(connection, "generation"))
     if is_changed or not is_known:
         planned = deployments.plan(connection, device)
-        desired = replace(planned.desired, config=settings.desired_for(connection, device))
+        names = [model.model for model in planned.desired.models]
+        config = settings.desired_for(connection, device, names)
+        desired = replace(planned.desired, config=config)
         deployments.offer(connection, device, planned, now_s)
     return SyncResponse(
         acked=acked,

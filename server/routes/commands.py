@@ -6,7 +6,7 @@ from typing import Final
 
 from .. import commands, fleet, settings
 from ..db import Page
-from .table import API, LIST_PARAMS, Answer, Call, Route, created_once, page_headers
+from .table import API, LIST_PARAMS, Answer, Call, Param, Route, created_once, page_headers
 
 
 async def create_command(call: Call) -> Answer:
@@ -31,6 +31,29 @@ async def get_config(call: Call) -> Answer:
     return Answer(view, headers={"ETag": fleet.etag(view.version)})
 
 
+async def list_scopes(call: Call) -> Answer:
+    """Every scope that was set."""
+    return Answer(await call.run(settings.list_scopes, call.server.db))
+
+
+async def list_config_versions(call: Call) -> Answer:
+    """A scope's versions, newest first."""
+    scope, cursor = call.path("scope"), call.text("cursor")
+    page = await call.run(settings.list_versions, call.server.db, scope, cursor, call.limit())
+    return Answer(page, headers=page_headers(call, page.next))
+
+
+async def diff_config(call: Call) -> Answer:
+    """What changed between two versions of a scope."""
+    asked = call.natural("from"), call.natural("to")
+    return Answer(await call.run(settings.diff, call.server.db, call.path("scope"), *asked))
+
+
+async def get_device_config(call: Call) -> Answer:
+    """What a device is sent, key by key with its scope."""
+    return Answer(await call.run(settings.effective, call.server.db, call.path("id")))
+
+
 async def put_config(call: Call) -> Answer:
     """Set a scope's settings."""
     match = call.request.headers.get("if-match")
@@ -51,6 +74,26 @@ ROUTES: Final = (
     Route(
         "GET", f"{API}/commands/{{id}}", get_command, "One command with each device's answer", "read",
         answer=commands.CommandView, problems=(404,),
+    ),
+    Route(
+        "GET", f"{API}/config", list_scopes, "Scopes of configuration that were set", "read",
+        answer=settings.ScopeList,
+    ),
+    Route(
+        "GET", f"{API}/config/{{scope}}/versions", list_config_versions, "A scope's versions, newest first", "read",
+        answer=Page[settings.VersionView], query=LIST_PARAMS, problems=(404,),
+    ),
+    Route(
+        "GET", f"{API}/config/{{scope}}/diff", diff_config, "What changed between two versions of a scope", "read",
+        answer=settings.SettingsDiff, problems=(404,),
+        query=(
+            Param("from", "integer", "a version, 0 for none; the one before the newest unless given"),
+            Param("to", "integer", "a version; the newest unless given"),
+        ),
+    ),
+    Route(
+        "GET", f"{API}/devices/{{id}}/config", get_device_config, "What a device is sent of its configuration, and why",
+        "read", answer=settings.EffectiveSettings, problems=(404,),
     ),
     Route(
         "GET", f"{API}/config/{{scope}}", get_config, "What the server sets of devices' configuration", "read",

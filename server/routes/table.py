@@ -130,6 +130,15 @@ class Call:
             raise BadRequestError(f"the query's {name} is no number")
         return float(value)
 
+    def natural(self, name: str) -> int | None:
+        """A query parameter that is a whole number, from 0 on."""
+        value = self.text(name)
+        if value is None:
+            return None
+        if not re.fullmatch(r"[0-9]{1,18}", value):
+            raise BadRequestError(f"the query's {name} is no whole number")
+        return int(value)
+
     def limit(self, default: int = PAGE_DEFAULT, most: int | None = None) -> int:
         """How many items to answer, within 1 and what the server allows."""
         most = self.server.config.page_items_max if most is None else most
