@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
 from .audit import audit
-from .db import Connection, Database, row, rows
-from .errors import ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
+from .db import Connection, Database, Page, decode_cursor, paged, row, rows
+from .errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
+from .idempotency import once
 
 SCOPES: Final = ("read", "models:write", "deployments:write", "devices:write", "labels:write", "admin")
 ROLES: Final[Mapping[str, frozenset[str]]] = {
@@ -80,10 +81,14 @@ def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "replace")).hexdigest()
 
 
-def create_token(db: Database, request: TokenRequest, who: str, now_s: float) -> NewToken:
+def create_token(db: Database, request: TokenRequest, who: str, now_s: float, key: str | None = None) -> NewToken:
     """Make a user token.
 
+    Args:
+        key: an Idempotency-Key.
+
     Raises:
+        ConflictError: the key made a token before; its secret was shown only then.
         InvalidError: the role does not exist, or the days are not positive.
     """
     if request.role not in ROLES:
@@ -95,15 +100,63 @@ def create_token(db: Database, request: TokenRequest, who: str, now_s: float) ->
     token_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     expires_at = now_s + request.days * _DAY_S if request.days is not None else None
 
-    def job(connection: Connection) -> None:
+    def create(connection: Connection) -> None:
         connection.execute(
             "INSERT INTO user_token (id, secret_sha256, name, role, created_at, expires_at) VALUES (?, ?, ?, ?, ?, ?)",
             (token_id, hash_secret(secret), request.name, request.role, now_s, expires_at),
         )
         audit(connection, who, "token.create", f"{token_id} {request.role}", now_s)
 
-    db.write(job)
+    _create_secret(db, who, key, f"POST tokens {request.role} {request.name} {request.days}", now_s, token_id, create)
     return NewToken(f"ts_{token_id}_{secret}", token_id, request.name, request.role, expires_at)
+
+
+def _create_secret(
+    db: Database,
+    who: str,
+    key: str | None,
+    request: str,
+    now_s: float,
+    token_id: str,
+    create: Callable[[Connection], None],
+) -> None:
+    """Create what has a secret: the answer is not kept, so a key that comes again cannot be answered alike.
+
+    Raises:
+        ConflictError: the key made something before.
+    """
+
+    def job(connection: Connection) -> bytes:
+        create(connection)
+        return token_id.encode()
+
+    made = once(db, who, key, request.encode(), now_s, job).decode()
+    if made != token_id:
+        raise ConflictError(
+            f"this Idempotency-Key made the token {made}, whose secret was shown only then: revoke it if it was lost, "
+            "and make another with a new key"
+        )
+
+
+def page_tokens(db: Database, cursor: str | None, limit: int) -> Page[TokenView]:
+    """User tokens by id."""
+    after = decode_cursor(cursor, str, "")
+    sql = "SELECT id, name, role, created_at, expires_at, revoked_at FROM user_token WHERE id > ? ORDER BY id LIMIT ?"
+    found = db.read(lambda connection: rows(connection, sql, (after, limit + 1)))
+    return paged([TokenView(**item) for item in found], limit, lambda token: token.id)
+
+
+def get_token(db: Database, token_id: str) -> TokenView:
+    """A user token without its secret.
+
+    Raises:
+        NotFoundError: there is none of this id.
+    """
+    sql = "SELECT id, name, role, created_at, expires_at, revoked_at FROM user_token WHERE id = ?"
+    found = db.read(lambda connection: row(connection, sql, (token_id,)))
+    if found is None:
+        raise NotFoundError(f"there is no token {token_id!r:.40}; see `tinysphere token list`")
+    return TokenView(**found)
 
 
 def list_tokens(db: Database) -> list[TokenView]:
@@ -132,7 +185,14 @@ def revoke_token(db: Database, token_id: str, who: str, now_s: float) -> None:
 
 
 def create_join_token(
-    db: Database, uses_max: int, ttl_s: int, who: str, now_s: float, *, expected_only: bool = False
+    db: Database,
+    uses_max: int,
+    ttl_s: int,
+    who: str,
+    now_s: float,
+    *,
+    expected_only: bool = False,
+    key: str | None = None,
 ) -> str:
     """Make a token that `uses_max` devices may enrol with during `ttl_s` seconds; announced ones alone if told.
 
@@ -143,7 +203,7 @@ def create_join_token(
         raise InvalidError("uses and ttl_s must be positive: at most 1000000 uses and ten years")
     token_id, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
 
-    def job(connection: Connection) -> None:
+    def create(connection: Connection) -> None:
         connection.execute(
             "INSERT INTO join_token (id, secret_sha256, uses, uses_max, created_at, expires_at, expected_only)"
             " VALUES (?, ?, 0, ?, ?, ?, ?)",
@@ -151,7 +211,8 @@ def create_join_token(
         )
         audit(connection, who, "join.create", token_id, now_s)
 
-    db.write(job)
+    asked = f"POST join-tokens {uses_max} {ttl_s} {expected_only}"
+    _create_secret(db, who, key, asked, now_s, token_id, create)
     return f"tj_{token_id}_{secret}"
 
 

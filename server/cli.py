@@ -19,7 +19,7 @@ from tinylcm.errors import ConfigError, TinyLCMError
 from tinylcm.files import device_error, read_bounded, write_atomic
 from tinylcm.package import load_package
 
-from . import __version__, host_cli, telemetry_cli, tracking_cli
+from . import __version__, access_cli, host_cli, telemetry_cli, tracking_cli
 from .client import ClientError, Fields
 from .errors import StartError, TinySphereError
 from .output import client_of, emit, table, when
@@ -260,6 +260,9 @@ def _model_fetch(arguments: argparse.Namespace) -> None:
 
 
 def _deployments(arguments: argparse.Namespace) -> None:
+    if arguments.id is not None:
+        _one_deployment(arguments)
+        return
     rows = client_of(arguments).deployments()
     columns: dict[str, Callable[[Fields], object]] = {
         "id": lambda row: row["id"],
@@ -270,6 +273,23 @@ def _deployments(arguments: argparse.Namespace) -> None:
         "created (UTC)": lambda row: when(row["created_at"]),
     }
     emit(arguments, {"items": rows}, table(rows, columns, "no deployments"))
+
+
+_ON_DEVICES: Final[dict[str, Callable[[Fields], object]]] = {
+    "device": lambda row: row["device_id"],
+    "name": lambda row: row["device_name"],
+    "state": lambda row: row["state"],
+    "since (UTC)": lambda row: when(row["updated_at"]),
+    "reason": lambda row: row.get("reason", row.get("detail")) or "-",
+}
+
+
+def _one_deployment(arguments: argparse.Namespace) -> None:
+    client = client_of(arguments)
+    found = client.deployment(arguments.id)
+    devices = client.deployment_devices(arguments.id, arguments.state)
+    head = f"{found['model']} {found['version']} to {found['selector']}: {found['state']}, {found['states']}"
+    emit(arguments, {**found, "devices": devices}, f"{head}\n{table(devices, _ON_DEVICES, 'no device has it yet')}")
 
 
 def _value(text: str) -> object:
@@ -291,8 +311,11 @@ def _give_command(arguments: argparse.Namespace) -> None:
 
 def _commands(arguments: argparse.Namespace) -> None:
     if arguments.id is not None:
-        found = client_of(arguments).command_state(arguments.id)
-        emit(arguments, found, json.dumps(found, indent=2))
+        client = client_of(arguments)
+        found = client.command_state(arguments.id)
+        devices = client.command_devices(arguments.id, arguments.state)
+        head = f"{found['name']} to {found['selector']}: {found['states']}"
+        emit(arguments, {**found, "devices": devices}, f"{head}\n{table(devices, _ON_DEVICES, 'no device is meant')}")
         return
     rows = client_of(arguments).commands()
     columns: dict[str, Callable[[Fields], object]] = {
@@ -394,7 +417,12 @@ def _command(
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     if data:
-        parser.add_argument("--data", required=True, metavar="DIR", help="the server's data folder")
+        parser.add_argument(
+            "--data",
+            required=not http,
+            metavar="DIR",
+            help="the server's data folder" + (", on its own machine, instead of --server" if http else ""),
+        )
         parser.add_argument(
             "--database", metavar="URL", help="postgresql://... instead of SQLite in DIR (or TINYSPHERE_DATABASE)"
         )
@@ -412,6 +440,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"tinysphere {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     host_cli.add_commands(commands, _command)
+    access_cli.add_commands(commands, _command)
     telemetry_cli.add_commands(commands, _command)
     tracking_cli.add_commands(commands, _command)
     command = _command(commands, "upload", _upload, "upload a package, or build it from a model first", http=True)
@@ -480,7 +509,9 @@ def make_parser() -> argparse.ArgumentParser:
     command = _command(model, "remove", _model_remove, "remove a version that nobody runs", http=True)
     command.add_argument("model", help="the model's name")
     command.add_argument("version", help="an uploaded version")
-    _command(commands, "deployments", _deployments, "the deployments", http=True)
+    command = _command(commands, "deployments", _deployments, "the deployments, or one with its devices", http=True)
+    command.add_argument("id", type=int, nargs="?", help="of one deployment")
+    command.add_argument("--state", help="only devices in this state, such as rolled_back")
     command = _command(commands, "command", _give_command, "have devices do something once", http=True)
     command.add_argument("selector", help="all, or such as 'site=berlin and ram_mb>=512'")
     command.add_argument("name", help=", ".join(COMMANDS))
@@ -490,6 +521,7 @@ def make_parser() -> argparse.ArgumentParser:
         commands, "commands", _commands, "the commands given, newest first, or one with its answers", http=True
     )
     command.add_argument("id", type=int, nargs="?", help="of one command")
+    command.add_argument("--state", help="only devices in this state, such as failed")
     config = commands.add_parser("config", help="what the server sets of devices' configuration").add_subparsers(
         required=True, metavar="ACTION"
     )

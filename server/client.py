@@ -204,7 +204,7 @@ class Client:
     def deploy(self, model: str, version: str, selector: str = "all", *, key: str | None = None) -> Fields:
         """Deploy a version; `key` makes a repeated call the same deployment."""
         body = {"model": model, "version": version, "selector": selector}
-        return self.request("POST", "/api/v1/deployments", body, {"Idempotency-Key": key or secrets.token_hex(16)})
+        return self.request("POST", "/api/v1/deployments", body, _once(key))
 
     def abort(self, deployment: int) -> Fields:
         """End a deployment."""
@@ -213,6 +213,10 @@ class Client:
     def deployment(self, deployment: int) -> Fields:
         """One deployment with each device's state."""
         return self.request("GET", f"/api/v1/deployments/{deployment}")
+
+    def deployment_devices(self, deployment: int, state: str | None = None) -> list[Fields]:
+        """How far a deployment has come on each device, or on those in a state."""
+        return list(self.pages(f"/api/v1/deployments/{deployment}/devices", {"state": state}, 1_000_000))
 
     def deployments(self) -> list[Fields]:
         """Deployments, newest first."""
@@ -229,11 +233,15 @@ class Client:
     ) -> Fields:
         """Give a command to the devices that a selector matches; `key` makes a repeated call the same command."""
         body = {"selector": selector, "name": name, "args": dict(args or {}), "expires_in_s": expires_in_s}
-        return self.request("POST", "/api/v1/commands", body, {"Idempotency-Key": key or secrets.token_hex(16)})
+        return self.request("POST", "/api/v1/commands", body, _once(key))
 
     def command_state(self, command: int) -> Fields:
         """One command with each device's answer."""
         return self.request("GET", f"/api/v1/commands/{command}")
+
+    def command_devices(self, command: int, state: str | None = None) -> list[Fields]:
+        """How far a command has come on each device, or on those in a state."""
+        return list(self.pages(f"/api/v1/commands/{command}/devices", {"state": state}, 1_000_000))
 
     def commands(self, most: int = 1000) -> list[Fields]:
         """Commands, newest first."""
@@ -241,8 +249,7 @@ class Client:
 
     def config_scopes(self) -> list[Fields]:
         """Scopes of configuration that were set."""
-        items = self.request("GET", "/api/v1/config")["items"]
-        return list(items) if isinstance(items, list) else []
+        return list(self.pages("/api/v1/config", {}))
 
     def config_versions(self, scope: str = "all", most: int = 1000) -> list[Fields]:
         """A scope's versions, newest first."""
@@ -297,10 +304,12 @@ class Client:
         """Take a device out of service."""
         return self.request("POST", f"/api/v1/devices/{quote(device_id, safe='')}/retire")
 
-    def announce(self, serial: str, name: str, labels: Mapping[str, str] | None = None) -> Fields:
-        """Announce a device by its serial number."""
+    def announce(
+        self, serial: str, name: str, labels: Mapping[str, str] | None = None, *, key: str | None = None
+    ) -> Fields:
+        """Announce a device by its serial number; `key` makes a repeated call the same announcement."""
         body = {"serial": serial, "name": name, "labels": dict(labels or {})}
-        return self.request("POST", "/api/v1/devices/expected", body)
+        return self.request("POST", "/api/v1/devices/expected", body, _once(key))
 
     def withdraw(self, serial: str) -> Fields:
         """Take an announcement back."""
@@ -317,24 +326,91 @@ class Client:
             self._read(status, data)  # raises what the server says
         return data.decode()
 
-    def import_devices(self, table: str) -> Fields:
-        """Announce and change devices by CSV: all rows or none."""
-        headers = {"Content-Type": "text/csv"}
+    def import_devices(self, table: str, *, key: str | None = None) -> Fields:
+        """Announce and change devices by CSV: all rows or none; `key` makes a repeated call the same import."""
+        headers = {"Content-Type": "text/csv", **_once(key)}
         status, _, data = self._send("POST", "/api/v1/devices/table", table.encode(), headers)
         return self._read(status, data)
 
     def groups(self) -> list[Fields]:
         """Groups of devices."""
-        items = self.request("GET", "/api/v1/groups")["items"]
-        return list(items) if isinstance(items, list) else []
+        return list(self.pages("/api/v1/groups", {}))
+
+    def group(self, name: str) -> Fields:
+        """One group."""
+        return self.request("GET", f"/api/v1/groups/{quote(name, safe='')}")
 
     def set_group(self, name: str, selector: str) -> Fields:
-        """Make a group, or give it another selector."""
-        return self.request("PUT", f"/api/v1/groups/{quote(name, safe='')}", {"selector": selector})
+        """Make a group, or give it another selector: the one that it has now, whatever that is."""
+        path = f"/api/v1/groups/{quote(name, safe='')}"
+        return self.request("PUT", path, {"selector": selector}, {"If-Match": "*"})
 
     def remove_group(self, name: str) -> Fields:
         """Remove a group."""
         return self.request("DELETE", f"/api/v1/groups/{quote(name, safe='')}")
+
+    def create_token(self, role: str, *, name: str = "", days: int | None = None, key: str | None = None) -> Fields:
+        """Make a user token: its `token` is shown only now. With a `key` a repeated call is refused, not answered."""
+        body = {"role": role, "name": name, "days": days}
+        return self.request("POST", "/api/v1/tokens", body, _once(key))
+
+    def tokens(self) -> list[Fields]:
+        """User tokens, without their secrets."""
+        return list(self.pages("/api/v1/tokens", {}))
+
+    def revoke_token(self, token_id: str) -> Fields:
+        """End a user token."""
+        return self.request("DELETE", f"/api/v1/tokens/{quote(token_id, safe='')}")
+
+    def create_join(
+        self,
+        url: str,
+        *,
+        root: str = "",
+        uses: int = 1,
+        ttl_s: int = 86400,
+        expected_only: bool = False,
+        key: str | None = None,
+    ) -> Fields:
+        """Make a join string: its `join` is shown only now.
+
+        Args:
+            url: the server's address as devices reach it.
+            root: fingerprint of a root that is trusted there; may be left out when there is one alone.
+            uses, ttl_s: how many devices may use it, and for how many seconds.
+            expected_only: for announced devices alone.
+            key: with one a repeated call is refused, not answered.
+        """
+        body = {"url": url, "root": root, "uses": uses, "ttl_s": ttl_s, "expected_only": expected_only}
+        return self.request("POST", "/api/v1/join-tokens", body, _once(key))
+
+    def joins(self) -> list[Fields]:
+        """Join tokens, without their secrets."""
+        return list(self.pages("/api/v1/join-tokens", {}))
+
+    def revoke_join(self, token_id: str) -> Fields:
+        """End a join token; devices that have enrolled with it stay."""
+        return self.request("DELETE", f"/api/v1/join-tokens/{quote(token_id, safe='')}")
+
+    def audit(self, most: int = 1000) -> list[Fields]:
+        """Who changed what, newest first."""
+        return list(self.pages("/api/v1/audit", {}, most))
+
+    def alive(self) -> Fields:
+        """Whether the server's process lives."""
+        return self.request("GET", "/healthz")
+
+    def ready(self) -> Fields:
+        """Whether the server can serve, and what was looked at."""
+        return self.request("GET", "/readyz")
+
+    def counters(self) -> str:
+        """The server's metrics of itself, in the text format of Prometheus."""
+        return self._text("/metrics", "text/plain")
+
+    def authority(self) -> str:
+        """The PEM of the authority that devices pin."""
+        return self._text("/api/v1/ca", "application/x-pem-file")
 
     def models(self) -> list[Fields]:
         """Every model."""
@@ -354,13 +430,16 @@ class Client:
 
     def aliases(self, name: str) -> list[Fields]:
         """The aliases of a model."""
-        items = self.request("GET", f"/api/v1/models/{quote(name, safe='')}/aliases")["items"]
-        return list(items) if isinstance(items, list) else []
+        return list(self.pages(f"/api/v1/models/{quote(name, safe='')}/aliases", {}))
+
+    def alias(self, name: str, alias: str) -> Fields:
+        """One alias: its `version` is what it names."""
+        return self.request("GET", f"/api/v1/models/{quote(name, safe='')}/aliases/{quote(alias, safe='')}")
 
     def set_alias(self, name: str, alias: str, version: str) -> Fields:
         """Have an alias, such as `champion`, name a version."""
         path = f"/api/v1/models/{quote(name, safe='')}/aliases/{quote(alias, safe='')}"
-        return self.request("PUT", path, {"version": version})
+        return self.request("PUT", path, {"version": version}, {"If-Match": "*"})
 
     def remove_alias(self, name: str, alias: str) -> Fields:
         """Take an alias away."""
@@ -442,6 +521,14 @@ class Client:
         if status != 200:
             self._read(status, data)  # raises what the server says
         return data
+
+    def package_link(self, sha256: str, ttl_s: int | None = None) -> Fields:
+        """An address of a package in the object store, which needs no token for at most 15 minutes."""
+        return self.request("GET", _query(f"/api/v1/packages/{quote(sha256, safe='')}/link", {"ttl_s": ttl_s}))
+
+    def blob_link(self, sha256: str, ttl_s: int | None = None) -> Fields:
+        """The same of a blob that a device uploaded."""
+        return self.request("GET", _query(f"/api/v1/blobs/{quote(sha256, safe='')}/link", {"ttl_s": ttl_s}))
 
     def events(self, *, device: str | None = None, model: str | None = None, most: int = 1000) -> list[Fields]:
         """Drift events, newest first."""
@@ -565,6 +652,11 @@ class Client:
         if status != 200:
             self._read(status, data)  # raises what the server says
         return data.decode()
+
+
+def _once(key: str | None) -> dict[str, str]:
+    """The header that makes a creation happen once, also when it is sent again because the server was busy."""
+    return {"Idempotency-Key": key or secrets.token_hex(16)}
 
 
 def _metrics_path(limit: int, question: Mapping[str, str | float | None]) -> str:

@@ -149,6 +149,33 @@ def get_command(db: Database, number: int, now_s: float) -> CommandView:
     return db.read(lambda connection: _get(connection, number, now_s))
 
 
+def list_answers(
+    db: Database, number: int, state: str | None, cursor: str | None, limit: int, now_s: float
+) -> Page[DeviceAnswer]:
+    """The devices of a command, by id; with a state only those.
+
+    Raises:
+        NotFoundError: there is no such command.
+    """
+    after = decode_cursor(cursor, str, "")
+    sql = (
+        f"SELECT s.device AS device_id, COALESCE(d.name, '') AS device_name, {_STATE} AS state, s.detail,"  # noqa: S608
+        " s.result, s.updated_at FROM device_command s LEFT JOIN device d ON d.id = s.device"
+        f" WHERE s.command = ? AND s.device > ? AND (CAST(? AS TEXT) IS NULL OR {_STATE} = ?) ORDER BY s.device LIMIT ?"
+    )
+
+    def job(connection: Connection) -> list[Row]:
+        if row(connection, "SELECT 1 FROM command WHERE id = ?", (number,)) is None:
+            raise NotFoundError(f"there is no command {number}; see `tinysphere commands`")
+        return rows(connection, sql, (now_s, number, after, state, now_s, state, limit + 1))
+
+    answers = [
+        DeviceAnswer(**{**item, "result": None if item["result"] is None else json.loads(item["result"])})
+        for item in db.read(job)
+    ]
+    return paged(answers, limit, lambda answer: answer.device_id)
+
+
 def list_commands(db: Database, cursor: str | None, limit: int, now_s: float) -> Page[CommandView]:
     """Commands, newest first."""
     before = decode_cursor(cursor, int, _NO_ID)

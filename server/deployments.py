@@ -158,6 +158,27 @@ def get_deployment(db: Database, deployment: int) -> DeploymentView:
     return db.read(lambda connection: _get(connection, deployment))
 
 
+def list_states(db: Database, deployment: int, state: str | None, cursor: str | None, limit: int) -> Page[DeviceState]:
+    """The devices of a deployment, by id; with a state only those.
+
+    Raises:
+        NotFoundError: there is no such deployment.
+    """
+    after = decode_cursor(cursor, str, "")
+    sql = (
+        "SELECT s.device AS device_id, COALESCE(d.name, '') AS device_name, s.state, s.reason, s.updated_at"
+        " FROM device_deployment s LEFT JOIN device d ON d.id = s.device WHERE s.deployment = ? AND s.device > ?"
+        " AND (CAST(? AS TEXT) IS NULL OR s.state = ?) ORDER BY s.device LIMIT ?"
+    )
+
+    def job(connection: Connection) -> list[Row]:
+        if row(connection, "SELECT 1 FROM deployment WHERE id = ?", (deployment,)) is None:
+            raise NotFoundError(f"there is no deployment {deployment}; see `tinysphere deployments`")
+        return rows(connection, sql, (deployment, after, state, state, limit + 1))
+
+    return paged([DeviceState(**item) for item in db.read(job)], limit, lambda item: item.device_id)
+
+
 def list_deployments(db: Database, cursor: str | None, limit: int) -> Page[DeploymentView]:
     """Deployments, newest first."""
     before = decode_cursor(cursor, int, _NO_ID)

@@ -149,6 +149,11 @@ def _line(cells: Iterable[object]) -> str:
 
 
 def import_csv(db: Database, text: str, who: str, now_s: float) -> Imported:
+    """Announce and change devices by a table: see `import_in`."""
+    return db.write(lambda connection: import_in(connection, text, who, now_s))
+
+
+def import_in(connection: Connection, text: str, who: str, now_s: float) -> Imported:
     """Announce and change devices by a table with a header: all of its rows or none.
 
     A row with an `id` changes that device's name, labels and place; one without announces the `serial`. Other columns
@@ -168,23 +173,20 @@ def import_csv(db: Database, text: str, who: str, now_s: float) -> Imported:
     if len(found) > ROWS_MAX:
         raise BadRequestError(f"the table has {len(found)} rows, at most {ROWS_MAX} are taken at once")
 
-    def job(connection: Connection) -> Imported:
-        announced = changed = 0
-        for number, cells in found:
-            try:
-                if cells.get("id"):
-                    _change(connection, cells, who, now_s)
-                    changed += 1
-                else:
-                    labels = _labels(cells.get("labels") or "")
-                    request = ExpectedRequest(cells.get("serial") or "", _plain(cells.get("name")), labels)
-                    announce_in(connection, request, who, now_s)
-                    announced += 1
-            except (InvalidError, ConflictError, NotFoundError) as error:
-                raise InvalidError(f"line {number}: {error}; nothing was changed") from error
-        return Imported(announced, changed)
-
-    return db.write(job)
+    announced = changed = 0
+    for number, cells in found:
+        try:
+            if cells.get("id"):
+                _change(connection, cells, who, now_s)
+                changed += 1
+            else:
+                labels = _labels(cells.get("labels") or "")
+                request = ExpectedRequest(cells.get("serial") or "", _plain(cells.get("name")), labels)
+                announce_in(connection, request, who, now_s)
+                announced += 1
+        except (InvalidError, ConflictError, NotFoundError) as error:
+            raise InvalidError(f"line {number}: {error}; nothing was changed") from error
+    return Imported(announced, changed)
 
 
 def _plain(value: str | None) -> str:

@@ -14,8 +14,9 @@ import msgspec
 
 from . import selectors
 from .audit import audit
-from .db import Connection, Database, Row, raise_generation, row, rows
+from .db import Connection, Database, Page, Row, decode_cursor, paged, raise_generation, row, rows
 from .errors import InvalidError, NotFoundError
+from .preconditions import ANY, check_match, tag_of
 from .selectors import Facts
 
 GROUPS_MAX: Final = 500
@@ -36,12 +37,6 @@ class GroupView(msgspec.Struct, frozen=True):
     devices: int
     changed_at: float
     changed_by: str
-
-
-class GroupList(msgspec.Struct, frozen=True):
-    """Every group."""
-
-    items: list[GroupView]
 
 
 class Groups:
@@ -73,10 +68,19 @@ def _view(connection: Connection, found: Row) -> GroupView:
     return GroupView(**found, devices=len(members(connection, found["selector"])))
 
 
-def put(db: Database, name: str, request: GroupRequest, who: str, now_s: float) -> GroupView:
-    """Make a group, or give it another selector.
+def tag(view: GroupView) -> str:
+    """The ETag of a group; devices that come and go do not change it."""
+    return tag_of(view.name, view.selector, view.changed_at)
+
+
+def put(
+    db: Database, name: str, request: GroupRequest, who: str, now_s: float, if_match: str | None = ANY
+) -> GroupView:
+    """Make a group, or give it another selector; the same again changes nothing.
 
     Raises:
+        PreconditionRequiredError: it is there, and no If-Match was sent.
+        PreconditionFailedError: it has changed since.
         InvalidError: the name is none, the selector names groups, or there are too many.
         BadRequestError: the selector is malformed.
     """
@@ -87,6 +91,11 @@ def put(db: Database, name: str, request: GroupRequest, who: str, now_s: float) 
 
     def job(connection: Connection) -> GroupView:
         connection.lock("groups")
+        known = row(connection, "SELECT * FROM device_group WHERE name = ?", (name,))
+        view = None if known is None else _view(connection, known)
+        if view is not None and view.selector == request.selector:
+            return view
+        check_match(if_match, None if view is None else tag(view), f"the group {name}")
         count = rows(connection, "SELECT COUNT(*) AS n FROM device_group WHERE name <> ?", (name,))[0]["n"]
         if count >= GROUPS_MAX:
             raise InvalidError(f"there are {GROUPS_MAX} groups already, the most that are kept")
@@ -110,15 +119,26 @@ def _get(connection: Connection, name: str) -> GroupView:
     return _view(connection, found)
 
 
-def remove(db: Database, name: str, who: str, now_s: float) -> GroupView:
+def get(db: Database, name: str) -> GroupView:
+    """A group.
+
+    Raises:
+        NotFoundError: there is none of this name.
+    """
+    return db.read(lambda connection: _get(connection, name))
+
+
+def remove(db: Database, name: str, who: str, now_s: float, if_match: str | None = None) -> GroupView:
     """Remove a group; what is meant by `group=NAME` is nobody then.
 
     Raises:
+        PreconditionFailedError: it has changed since `if_match`.
         NotFoundError: there is none of this name.
     """
 
     def job(connection: Connection) -> GroupView:
         view = _get(connection, name)
+        check_match(if_match, tag(view), f"the group {name}", needed=False)
         connection.execute("DELETE FROM device_group WHERE name = ?", (name,))
         raise_generation(connection)
         audit(connection, who, "group.remove", name, now_s)
@@ -127,11 +147,12 @@ def remove(db: Database, name: str, who: str, now_s: float) -> GroupView:
     return db.write(job)
 
 
-def list_groups(db: Database) -> GroupList:
-    """Every group, by name."""
+def list_groups(db: Database, cursor: str | None, limit: int) -> Page[GroupView]:
+    """Groups, by name."""
+    after = decode_cursor(cursor, str, "")
 
-    def job(connection: Connection) -> GroupList:
-        found = rows(connection, "SELECT * FROM device_group ORDER BY name LIMIT ?", (GROUPS_MAX,))
-        return GroupList([_view(connection, item) for item in found])
+    def job(connection: Connection) -> list[GroupView]:
+        sql = "SELECT * FROM device_group WHERE name > ? ORDER BY name LIMIT ?"
+        return [_view(connection, item) for item in rows(connection, sql, (after, limit + 1))]
 
-    return db.read(job)
+    return paged(db.read(job), limit, lambda group: group.name)

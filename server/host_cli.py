@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import fcntl
 import getpass
-import hashlib
 import ipaddress
 import os
 import secrets
@@ -22,16 +21,15 @@ from typing import Any, Final
 
 import msgspec
 from peewee import PeeweeException
-from tinylcm.errors import ConfigError
 from tinylcm.files import make_folder, read_bounded
 from tinylcm.keys import load_public
 
-from . import audit, auth, people, trust
+from . import auth, people, trust
 from . import backup as backups
 from .certs import make_dev
 from .config import DATABASE_FILE, ServerConfig
 from .db import Database, close_database, open_database
-from .errors import StartError, TinySphereError
+from .errors import StartError
 from .output import emit, when
 from .retention import KINDS, parse_keep
 from .schema import Schema
@@ -193,43 +191,6 @@ def _certs_dev(arguments: argparse.Namespace) -> None:
     emit(arguments, {"files": [str(path) for path in written]}, text)
 
 
-def _audit_verify(arguments: argparse.Namespace) -> None:
-    with database_of(arguments) as db:
-        found = audit.verify(db, arguments.head)
-    if found.broken_at is not None:
-        raise TinySphereError(
-            f"the audit is broken at entry {found.broken_at}: it, or the one before, was changed or removed; "
-            f"{found.entries} entries before it are whole"
-        )
-    if not found.has_head:
-        raise TinySphereError(
-            f"the audit does not go through {arguments.head}: its end was cut off, or it is another's"
-        )
-    emit(
-        arguments, msgspec.to_builtins(found), f"{found.entries} entries, whole; note the head elsewhere: {found.head}"
-    )
-
-
-def _token_create(arguments: argparse.Namespace) -> None:
-    request = auth.TokenRequest(arguments.role, arguments.name, arguments.days)
-    with database_of(arguments) as db:
-        token = auth.create_token(db, request, "cli", time.time())
-    emit(arguments, msgspec.to_builtins(token), f"{token.token}\nshown only now; role {token.role}, id {token.id}")
-
-
-def _token_list(arguments: argparse.Namespace) -> None:
-    with database_of(arguments) as db:
-        tokens = auth.list_tokens(db)
-    lines = [f"{token.id}  {token.role:<10} {token.name} {'revoked' if token.revoked_at else ''}" for token in tokens]
-    emit(arguments, [msgspec.to_builtins(token) for token in tokens], "\n".join(lines) or "no tokens")
-
-
-def _token_revoke(arguments: argparse.Namespace) -> None:
-    with database_of(arguments) as db:
-        auth.revoke_token(db, arguments.id, "cli", time.time())
-    emit(arguments, {"id": arguments.id, "revoked": True}, f"token {arguments.id} is revoked")
-
-
 @contextlib.contextmanager
 def _schema(arguments: argparse.Namespace) -> Iterator[Schema]:
     os.umask(0o077)
@@ -375,26 +336,6 @@ def _trust(arguments: argparse.Namespace) -> None:
     emit(arguments, {"root": root}, f"packages of root {root} may be uploaded now")
 
 
-def _join_create(arguments: argparse.Namespace) -> None:
-    if not arguments.url.startswith(("http://", "https://")):
-        raise ConfigError(f"{arguments.url!r:.200} is no http(s) address that devices could reach")
-    with database_of(arguments) as db:
-        root = trust.pin(db, load_public(Path(arguments.root)), "cli", time.time())
-        token = auth.create_join_token(
-            db, arguments.uses, arguments.ttl_s, "cli", time.time(), expected_only=arguments.expected_only
-        )
-    join = f"tinysphere+{arguments.url.rstrip('/')}/join#token={token}&root={root}"
-    if arguments.ca:
-        pem = read_bounded(Path(arguments.ca), CA_BYTES_MAX).decode("ascii", "replace").strip()
-        try:
-            der = ssl.PEM_cert_to_DER_cert(pem)
-        except ValueError as error:
-            raise ConfigError(f"{arguments.ca} is no PEM certificate: {error}") from error
-        join += f"&ca=sha256:{hashlib.sha256(der).hexdigest()}"
-    document = {"join": join, "token": token, "root": root, "uses": arguments.uses, "ttl_s": arguments.ttl_s}
-    emit(arguments, document, join)
-
-
 def _add_bucket(command: argparse.ArgumentParser) -> None:
     command.add_argument("--s3", metavar="URL", default="", help="the bucket of the blobs (or TINYSPHERE_S3)")
     command.add_argument("--insecure", action="store_true", help="the bucket may be reached by plain http")
@@ -460,18 +401,6 @@ def add_commands(commands: Any, command_of: Callable[..., argparse.ArgumentParse
     command.add_argument("--host", action="append", help="a name or an address of the server (default localhost)")
     command.add_argument("--days", type=int, default=365, help="life of the server's certificate (default 365)")
 
-    log = commands.add_parser("audit", help="who changed what").add_subparsers(required=True, metavar="ACTION")
-    command = command_of(log, "verify", _audit_verify, "see whether an entry was changed or removed", data=True)
-    command.add_argument("--head", metavar="SHA256", help="a head that was noted earlier: the log must go through it")
-
-    token = commands.add_parser("token", help="people's tokens").add_subparsers(required=True, metavar="ACTION")
-    command = command_of(token, "create", _token_create, "make a token; it is shown once", data=True)
-    command.add_argument("--role", required=True, choices=list(auth.ROLES), help="what it may do")
-    command.add_argument("--name", default="", help="whose it is")
-    command.add_argument("--days", type=int, help="how long it is valid (default: until revoked)")
-    command_of(token, "list", _token_list, "the tokens, without their secrets", data=True)
-    command_of(token, "revoke", _token_revoke, "end a token", data=True).add_argument("id", help="from `token list`")
-
     person = commands.add_parser("person", help="people who sign in with a password").add_subparsers(
         required=True, metavar="ACTION"
     )
@@ -486,11 +415,3 @@ def add_commands(commands: Any, command_of: Callable[..., argparse.ArgumentParse
 
     command = command_of(commands, "trust", _trust, "let a publisher's packages be uploaded, or list whose", data=True)
     command.add_argument("root", nargs="?", metavar="ROOT.pub", help="the publisher's public root key")
-    join = commands.add_parser("join", help="join strings for devices").add_subparsers(required=True, metavar="ACTION")
-    command = command_of(join, "create", _join_create, "make the string that a device enrols with", data=True)
-    command.add_argument("--url", required=True, help="the server's address as devices reach it")
-    command.add_argument("--root", required=True, metavar="ROOT.pub", help="the publisher's root key that devices pin")
-    command.add_argument("--uses", type=int, default=1, help="devices that may use it (default 1)")
-    command.add_argument("--ttl-s", type=int, default=86400, help="seconds that it is valid (default a day)")
-    command.add_argument("--ca", metavar="PEM", help="the authority that devices pin, with TLS")
-    command.add_argument("--expected-only", action="store_true", help="for announced devices alone: tinysphere expect")

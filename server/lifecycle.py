@@ -5,9 +5,10 @@ from __future__ import annotations
 import msgspec
 
 from .audit import audit
-from .db import Connection, Database, raise_generation
+from .db import Connection, Database, raise_generation, row
 from .errors import InvalidError
-from .fleet import SHA256, DeviceView, get_device
+from .fleet import SHA256, DeviceView, etag, get_device
+from .preconditions import check_match
 
 
 class KeyRequest(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -44,28 +45,35 @@ def change_key(db: Database, device_id: str, request: KeyRequest, now_s: float) 
     return db.write(job)
 
 
-def revoke(db: Database, device_id: str, who: str, now_s: float) -> DeviceView:
+def revoke(db: Database, device_id: str, who: str, now_s: float, if_match: str | None = None) -> DeviceView:
     """Refuse a device's key from now on. It may enrol again, as another device.
 
     Raises:
+        PreconditionFailedError: the device has changed since `if_match`.
         NotFoundError: there is no such device.
     """
-    return _end(db, device_id, "revoked_at", "device.revoke", who, now_s)
+    return _end(db, device_id, "revoked_at", "device.revoke", who, now_s, if_match)
 
 
-def retire(db: Database, device_id: str, who: str, now_s: float) -> DeviceView:
+def retire(db: Database, device_id: str, who: str, now_s: float, if_match: str | None = None) -> DeviceView:
     """Take a device out of service: its key is refused, it is in no list and no selector means it.
 
     What it has sent stays until retention removes it; its serial number may be enrolled again.
 
     Raises:
+        PreconditionFailedError: the device has changed since `if_match`.
         NotFoundError: there is no such device.
     """
-    return _end(db, device_id, "retired_at", "device.retire", who, now_s)
+    return _end(db, device_id, "retired_at", "device.retire", who, now_s, if_match)
 
 
-def _end(db: Database, device_id: str, column: str, what: str, who: str, now_s: float) -> DeviceView:
+def _end(
+    db: Database, device_id: str, column: str, what: str, who: str, now_s: float, if_match: str | None
+) -> DeviceView:
     def job(connection: Connection) -> None:
+        found = row(connection, "SELECT row_version FROM device WHERE id = ?", (device_id,))
+        current = None if found is None else etag(found["row_version"])
+        check_match(if_match, current, f"the device {device_id}", needed=False)
         changed = connection.execute(
             f"UPDATE device SET {column} = ?, next_secret_sha256 = NULL, row_version = row_version + 1"  # noqa: S608
             f" WHERE id = ? AND {column} IS NULL",

@@ -33,7 +33,6 @@ ALL: Final = "all"
 STATES: Final = ("applied", "refused", "rolled_back")
 REASON_CHARACTERS_MAX: Final = 1000
 DEVICES_SHOWN_MAX: Final = 10_000
-SCOPES_MAX: Final = 10_000
 _DEVICES_A_QUERY: Final = 500
 _NO_VERSION: Final = (1 << 31) - 1
 
@@ -74,12 +73,6 @@ class ScopeView(msgspec.Struct, frozen=True):
     keys: int
     created_at: float
     created_by: str
-
-
-class ScopeList(msgspec.Struct, frozen=True):
-    """Every scope that was set at some time, by name."""
-
-    items: list[ScopeView]
 
 
 class VersionView(msgspec.Struct, frozen=True):
@@ -266,25 +259,25 @@ def _answers(connection: Connection, devices: Sequence[str] | None) -> list[Devi
     return answers
 
 
-def list_scopes(db: Database) -> ScopeList:
-    """Every scope that was set at some time."""
+def list_scopes(db: Database, cursor: str | None, limit: int) -> Page[ScopeView]:
+    """Every scope that was set at some time, by name."""
+    after = decode_cursor(cursor, str, "")
     sql = (
-        "SELECT c.* FROM config_version c WHERE c.version ="
+        "SELECT c.* FROM config_version c WHERE c.scope > ? AND c.version ="
         " (SELECT MAX(n.version) FROM config_version n WHERE n.scope = c.scope) ORDER BY c.scope LIMIT ?"
     )
-    found = db.read(lambda connection: rows(connection, sql, (SCOPES_MAX,)))
-    return ScopeList(
-        [
-            ScopeView(
-                item["scope"],
-                item["version"],
-                sum(1 for _ in leaves(json.loads(item["settings"]))),
-                item["created_at"],
-                item["created_by"],
-            )
-            for item in found
-        ]
-    )
+    found = db.read(lambda connection: rows(connection, sql, (after, limit + 1)))
+    views = [
+        ScopeView(
+            item["scope"],
+            item["version"],
+            sum(1 for _ in leaves(json.loads(item["settings"]))),
+            item["created_at"],
+            item["created_by"],
+        )
+        for item in found
+    ]
+    return paged(views, limit, lambda view: view.scope)
 
 
 def list_versions(db: Database, scope: str, cursor: str | None, limit: int) -> Page[VersionView]:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Final, Literal, Protocol, runtime_checkable
 
 from tinylcm.files import fsync_folder, make_folder
 
@@ -140,6 +140,14 @@ class Store(Protocol):
 
     def check(self) -> None:
         """See whether the store answers."""
+
+
+@runtime_checkable
+class Linking(Protocol):
+    """A store that others can reach by an address that holds the right to it, for a short time."""
+
+    def link(self, sha256: str, ttl_s: int = 900, method: Literal["GET", "PUT"] = "GET") -> str:
+        """An address that fetches or stores one blob without credentials, for at most 15 minutes."""
 
 
 class FolderStore(Spool):

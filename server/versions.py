@@ -12,8 +12,9 @@ from tinylcm.types import Json
 
 from . import outbox, removals
 from .audit import audit
-from .db import Connection, Database, row, rows
+from .db import Connection, Database, Page, decode_cursor, paged, row, rows
 from .errors import ConflictError, InvalidError, NotFoundError
+from .preconditions import ANY, check_match, tag_of
 from .registry import ModelVersionView, find_version, get_version, version_view
 from .store import Store
 
@@ -37,12 +38,6 @@ class AliasView(msgspec.Struct, frozen=True):
     version: str
     changed_at: float
     changed_by: str
-
-
-class AliasList(msgspec.Struct, frozen=True):
-    """Every alias of a model."""
-
-    items: list[AliasView]
 
 
 class Difference(msgspec.Struct, frozen=True):
@@ -86,23 +81,44 @@ def get(db: Database, model: str, version: str) -> ModelVersionView:
     return get_version(db, model, db.read(lambda connection: resolve(connection, model, version)))
 
 
-def set_alias(db: Database, model: str, alias: str, request: AliasRequest, who: str, now_s: float) -> AliasView:
+def set_alias(
+    db: Database,
+    model: str,
+    alias: str,
+    request: AliasRequest,
+    who: str,
+    now_s: float,
+    if_match: str | None = ANY,
+) -> AliasView:
     """Have an alias name a version.
 
     Raises:
+        PreconditionRequiredError: it names one already, and no If-Match was sent.
+        PreconditionFailedError: it has changed since.
         InvalidError: it is no name for one, or there are too many.
         NotFoundError: there is no such version.
     """
-    return db.write(lambda connection: set_alias_in(connection, model, alias, request.version, who, now_s))
+    return db.write(
+        lambda connection: set_alias_in(connection, model, alias, request.version, who, now_s, if_match=if_match)
+    )
 
 
 def set_alias_in(
-    connection: Connection, model: str, alias: str, version: str, who: str, now_s: float, *, tell: bool = True
+    connection: Connection,
+    model: str,
+    alias: str,
+    version: str,
+    who: str,
+    now_s: float,
+    *,
+    tell: bool = True,
+    if_match: str | None = ANY,
 ) -> AliasView:
     """The body of `set_alias`, in a writing job; `tell` is False when it is MLflow that has moved the alias."""
     if not _ALIAS.fullmatch(alias):
         raise InvalidError("alias: expected a lower-case letter, then letters, digits, _ and -, at most 63")
     connection.lock(f"aliases {model}")
+    _check_alias(connection, model, alias, if_match)
     if find_version(connection, model, version) is None:
         raise NotFoundError(f"there is no version {version!r:.50} of model {model!r:.70}")
     sql = "SELECT COUNT(*) AS n FROM model_alias WHERE model = ? AND alias <> ?"
@@ -118,6 +134,12 @@ def set_alias_in(
         outbox.mark(connection, "alias", model, alias, now_s)
     audit(connection, who, "model.alias", f"{model} {alias} {version}", now_s)
     return AliasView(model, alias, version, now_s, who)
+
+
+def _check_alias(connection: Connection, model: str, alias: str, if_match: str | None) -> None:
+    """Refuse a change of an alias that somebody else has changed meanwhile."""
+    found = row(connection, "SELECT * FROM model_alias WHERE model = ? AND alias = ?", (model, alias))
+    check_match(if_match, None if found is None else alias_tag(AliasView(**found)), f"the alias {alias}")
 
 
 def remove_alias(db: Database, model: str, alias: str, who: str, now_s: float) -> AliasView:
@@ -148,11 +170,30 @@ def _tell_removed(connection: Connection, kind: outbox.Kind, model: str, name: s
         outbox.mark(connection, kind, model, name, now_s)
 
 
-def list_aliases(db: Database, model: str) -> AliasList:
-    """Every alias of a model, by name."""
-    sql = "SELECT * FROM model_alias WHERE model = ? ORDER BY alias LIMIT ?"
-    found = db.read(lambda connection: rows(connection, sql, (model, ALIASES_MAX)))
-    return AliasList([AliasView(**item) for item in found])
+def list_aliases(db: Database, model: str, cursor: str | None, limit: int) -> Page[AliasView]:
+    """The aliases of a model, by name."""
+    after = decode_cursor(cursor, str, "")
+    sql = "SELECT * FROM model_alias WHERE model = ? AND alias > ? ORDER BY alias LIMIT ?"
+    found = db.read(lambda connection: rows(connection, sql, (model, after, limit + 1)))
+    return paged([AliasView(**item) for item in found], limit, lambda alias: alias.alias)
+
+
+def get_alias(db: Database, model: str, alias: str) -> AliasView:
+    """An alias.
+
+    Raises:
+        NotFoundError: there is none of this name.
+    """
+    sql = "SELECT * FROM model_alias WHERE model = ? AND alias = ?"
+    found = db.read(lambda connection: row(connection, sql, (model, alias)))
+    if found is None:
+        raise NotFoundError(f"model {model!r:.70} has no alias {alias!r:.70}")
+    return AliasView(**found)
+
+
+def alias_tag(view: AliasView) -> str:
+    """The ETag of an alias."""
+    return tag_of(view.model, view.alias, view.version, view.changed_at)
 
 
 def compare(db: Database, model: str, a: str, b: str) -> Comparison:

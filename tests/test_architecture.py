@@ -116,6 +116,8 @@ LOGIC = {
     "health",
     "usage",
     "feed",
+    "joins",
+    "preconditions",
     "boards",
     "logs",
     "performance",

@@ -7,7 +7,7 @@ from typing import Final
 from starlette.responses import Response
 
 from .. import blobs
-from .files import send
+from .files import TTL, FileLink, link, send
 from .table import API, Answer, Call, Route, bounded_body
 
 
@@ -54,6 +54,13 @@ async def get(call: Call) -> Answer:
     return await send(call, sha256)
 
 
+async def link_blob(call: Call) -> Answer:
+    """An address of a blob in the object store."""
+    sha256 = call.path("sha256")
+    await call.run(blobs.check_uploaded, call.server.db, sha256)
+    return await link(call, sha256)
+
+
 _PATH: Final = f"{API}/blobs/{{sha256}}"
 _BYTES: Final = "application/octet-stream"
 ROUTES: Final = (
@@ -70,5 +77,9 @@ ROUTES: Final = (
         "GET", _PATH, get, "Fetch a blob", "read", media=_BYTES, problems=(404, 416),
         headers=("Range", "If-Range", "If-None-Match"),
         statuses={200: "the whole file", 206: "the range", 304: "the ETag is known"},
+    ),
+    Route(
+        "GET", f"{_PATH}/link", link_blob, "An address of a blob in the object store", "read",
+        answer=FileLink, problems=(404, 409), query=(TTL,),
     ),
 )  # fmt: skip

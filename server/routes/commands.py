@@ -25,6 +25,13 @@ async def get_command(call: Call) -> Answer:
     return Answer(await call.run(commands.get_command, call.server.db, call.number_in_path("id"), call.now_s))
 
 
+async def list_command_devices(call: Call) -> Answer:
+    """The devices of a command, page by page."""
+    asked = call.number_in_path("id"), call.text("state"), call.text("cursor"), call.limit(), call.now_s
+    page = await call.run(commands.list_answers, call.server.db, *asked)
+    return Answer(page, headers=page_headers(call, page.next))
+
+
 async def get_config(call: Call) -> Answer:
     """A scope's settings, and what devices made of them."""
     view = await call.run(settings.get, call.server.db, call.path("scope"))
@@ -33,7 +40,8 @@ async def get_config(call: Call) -> Answer:
 
 async def list_scopes(call: Call) -> Answer:
     """Every scope that was set."""
-    return Answer(await call.run(settings.list_scopes, call.server.db))
+    page = await call.run(settings.list_scopes, call.server.db, call.text("cursor"), call.limit())
+    return Answer(page, headers=page_headers(call, page.next))
 
 
 async def list_config_versions(call: Call) -> Answer:
@@ -76,8 +84,14 @@ ROUTES: Final = (
         answer=commands.CommandView, problems=(404,),
     ),
     Route(
+        "GET", f"{API}/commands/{{id}}/devices", list_command_devices, "How far a command has come on each device",
+        "read",
+        answer=Page[commands.DeviceAnswer], query=(Param("state", about="only in this state"), *LIST_PARAMS),
+        problems=(404,),
+    ),
+    Route(
         "GET", f"{API}/config", list_scopes, "Scopes of configuration that were set", "read",
-        answer=settings.ScopeList,
+        answer=Page[settings.ScopeView], query=LIST_PARAMS,
     ),
     Route(
         "GET", f"{API}/config/{{scope}}/versions", list_config_versions, "A scope's versions, newest first", "read",

@@ -6,7 +6,7 @@ from typing import Final
 
 from .. import deployments
 from ..db import Page
-from .table import API, LIST_PARAMS, Answer, Call, Route, created_once, page_headers
+from .table import API, LIST_PARAMS, Answer, Call, Param, Route, created_once, page_headers
 
 
 async def create_deployment(call: Call) -> Answer:
@@ -23,6 +23,13 @@ async def list_deployments(call: Call) -> Answer:
 async def get_deployment(call: Call) -> Answer:
     """One deployment with each device's state."""
     return Answer(await call.run(deployments.get_deployment, call.server.db, call.number_in_path("id")))
+
+
+async def list_deployment_devices(call: Call) -> Answer:
+    """The devices of a deployment, page by page."""
+    asked = call.number_in_path("id"), call.text("state"), call.text("cursor"), call.limit()
+    page = await call.run(deployments.list_states, call.server.db, *asked)
+    return Answer(page, headers=page_headers(call, page.next))
 
 
 async def abort_deployment(call: Call) -> Answer:
@@ -44,6 +51,11 @@ ROUTES: Final = (
     Route(
         "GET", f"{API}/deployments/{{id}}", get_deployment, "One deployment with each device's state", "read",
         answer=deployments.DeploymentView, problems=(404,),
+    ),
+    Route(
+        "GET", f"{API}/deployments/{{id}}/devices", list_deployment_devices,
+        "How far a deployment has come on each device", "read", answer=Page[deployments.DeviceState],
+        query=(Param("state", about="only in this state"), *LIST_PARAMS), problems=(404,),
     ),
     Route(
         "POST", f"{API}/deployments/{{id}}/abort", abort_deployment, "End a deployment", "deployments:write",

@@ -11,7 +11,7 @@ from tinylcm import wire
 from .. import deployments, fleet, ingest, registry
 from ..db import Page
 from ..errors import NotFoundError, UnsupportedMediaTypeError
-from .files import send
+from .files import TTL, FileLink, link, send
 from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
 
 SYNC_MEDIA: Final = ", ".join(wire.CONTENT_TYPES.values())
@@ -87,6 +87,13 @@ async def get_package(call: Call) -> Answer:
     return await send(call, sha256)
 
 
+async def link_package(call: Call) -> Answer:
+    """An address of a package in the object store."""
+    sha256 = call.path("sha256")
+    await call.run(registry.check_package, call.server.db, sha256)
+    return await link(call, sha256)
+
+
 async def get_ca(call: Call) -> Answer:
     """The authority that devices pin."""
     if call.server.config.ca_pem is None:
@@ -136,6 +143,10 @@ ROUTES: Final = (
         "GET", f"{API}/packages/{{sha256}}", get_package, "Fetch a package, with Range", "any",
         media="application/octet-stream", problems=(404, 416), headers=("Range", "If-Range", "If-None-Match"),
         statuses={200: "the whole file", 206: "the range", 304: "the ETag is known"},
+    ),
+    Route(
+        "GET", f"{API}/packages/{{sha256}}/link", link_package, "An address of a package in the object store", "read",
+        answer=FileLink, problems=(404, 409), query=(TTL,),
     ),
     Route(
         "GET", f"{API}/ca", get_ca, "The certificate authority that devices pin", "public",

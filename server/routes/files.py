@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from typing import Final
 
+import msgspec
 from starlette.responses import Response, StreamingResponse
 
-from ..errors import NotFoundError, RangeNotSatisfiableError
-from .table import Answer, Call
+from ..errors import BadRequestError, ConflictError, NotFoundError, RangeNotSatisfiableError
+from ..s3store import LINK_S_MAX
+from ..store import Linking
+from .table import Answer, Call, Param
 
 MEDIA: Final = "application/octet-stream"
 _RANGE: Final = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
@@ -37,6 +40,39 @@ def read_range(text: str, size: int) -> tuple[int, int] | None:
     if first >= size or length <= 0:
         raise RangeNotSatisfiableError(f"the file has {size} bytes, the range begins behind them", size=size)
     return first, length
+
+
+TTL: Final = Param("ttl_s", "integer", f"seconds that it holds, at most {LINK_S_MAX}, which is the default")
+
+
+class FileLink(msgspec.Struct, frozen=True):
+    """An address of a file in the object store that needs no token until `expires_at`: treat it as a secret."""
+
+    url: str
+    sha256: str
+    size: int
+    expires_at: float
+
+
+async def link(call: Call, sha256: str) -> Answer:
+    """Answer with an address in the object store.
+
+    Raises:
+        NotFoundError: the store has lost it.
+        ConflictError: the files lie in a folder of the server, which nobody else reaches.
+        BadRequestError: a time that no link lives.
+    """
+    store, ttl_s = call.server.store, call.natural("ttl_s")
+    if not isinstance(store, Linking):
+        raise ConflictError("the files of this server lie in a folder of its own; fetch them from the server itself")
+    if ttl_s is not None and not 1 <= ttl_s <= LINK_S_MAX:
+        raise BadRequestError(f"the query's ttl_s: expected 1 to {LINK_S_MAX}")
+    size = await call.run(store.size, sha256)
+    if size is None:
+        raise NotFoundError("its file is missing on the server; restore the blobs or upload it again")
+    expires_at = call.now_s + (ttl_s or LINK_S_MAX)
+    url = await call.run(store.link, sha256, ttl_s or LINK_S_MAX)
+    return Answer(FileLink(url, sha256, size, expires_at))
 
 
 async def send(call: Call, sha256: str) -> Answer:

@@ -65,13 +65,22 @@ async def compare(call: Call) -> Answer:
 
 async def list_aliases(call: Call) -> Answer:
     """A model's aliases."""
-    return Answer(await call.run(versions.list_aliases, call.server.db, call.path("name")))
+    name, cursor = call.path("name"), call.text("cursor")
+    page = await call.run(versions.list_aliases, call.server.db, name, cursor, call.limit())
+    return Answer(page, headers=page_headers(call, page.next))
+
+
+async def get_alias(call: Call) -> Answer:
+    """An alias."""
+    view = await call.run(versions.get_alias, call.server.db, call.path("name"), call.path("alias"))
+    return Answer(view, headers={"ETag": versions.alias_tag(view)})
 
 
 async def set_alias(call: Call) -> Answer:
     """Have an alias name a version."""
     db, name, alias = call.server.db, call.path("name"), call.path("alias")
-    return Answer(await call.run(versions.set_alias, db, name, alias, call.body, call.who, call.now_s))
+    view = await call.run(versions.set_alias, db, name, alias, call.body, call.who, call.now_s, call.if_match)
+    return Answer(view, headers={"ETag": versions.alias_tag(view)})
 
 
 async def remove_alias(call: Call) -> Answer:
@@ -111,10 +120,14 @@ ROUTES: Final = (
         answer=versions.Comparison, problems=(404,),
         query=(Param("a", about="a version, or @ALIAS"), Param("b", about="a version, or @ALIAS")),
     ),
-    Route("GET", f"{API}/models/{{name}}/aliases", list_aliases, "Aliases", "read", answer=versions.AliasList),
+    Route(
+        "GET", f"{API}/models/{{name}}/aliases", list_aliases, "Aliases", "read",
+        answer=Page[versions.AliasView], query=LIST_PARAMS,
+    ),
+    Route("GET", _ALIAS, get_alias, "One alias", "read", answer=versions.AliasView, problems=(404,)),
     Route(
         "PUT", _ALIAS, set_alias, "Have an alias name a version", "models:write",
-        answer=versions.AliasView, body=versions.AliasRequest, problems=(404,),
+        answer=versions.AliasView, body=versions.AliasRequest, problems=(404, 412, 428), headers=("If-Match",),
     ),
     Route(
         "DELETE", _ALIAS, remove_alias, "Take an alias away", "models:write",

@@ -95,6 +95,12 @@ class Call:
         """Who asks, for the audit."""
         return self.principal.who if self.principal is not None else "nobody"
 
+    @property
+    def if_match(self) -> str | None:
+        """The ETag of what the caller has seen."""
+        value = self.request.headers.get("if-match")
+        return None if value is None else value[:1000]
+
     def path(self, name: str) -> str:
         """A part of the address."""
         return str(self.request.path_params[name])
@@ -357,7 +363,9 @@ def endpoint(server: Server, route: Route) -> Callable[[Request], Awaitable[Resp
     return serve
 
 
-async def created_once(call: Call, what: str, create_in: Callable[[Connection, Any, str, float], object]) -> Answer:
+async def created_once(
+    call: Call, what: str, create_in: Callable[[Connection, Any, str, float], object], *, status: int = 201
+) -> Answer:
     """Create something in a writing job; the same Idempotency-Key again answers what the first time did.
 
     Args:
@@ -374,7 +382,7 @@ async def created_once(call: Call, what: str, create_in: Callable[[Connection, A
 
         return once(call.server.db, who, key, request, now_s, job)
 
-    return Answer(msgspec.Raw(await call.run(create)), 201)
+    return Answer(msgspec.Raw(await call.run(create)), status)
 
 
 def page_headers(call: Call, following: str | None) -> dict[str, str]:

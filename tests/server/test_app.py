@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -295,3 +296,57 @@ def test_an_unexpected_error_is_ours_and_tells_no_detail(
     assert answer.status_code == 500
     assert "drift_event" not in answer.text and "the server's log has it" in answer.json()["detail"]
     assert "drift_event" in caplog.text
+
+
+def test_a_device_is_who_its_key_says(web: Web, admin: dict[str, str]) -> None:
+    """Whatever else the request names: the body, the address, a header."""
+    one, key = web.enrol("one", "11" * 32)
+    two, _ = web.enrol("two", "22" * 32)
+    body = json.loads(web.sync_body(events=[{**record(1, "alarm", alarm()), "device": two}]))
+    headers = {**key, "Content-Type": "application/json", "X-Device-ID": two}
+    sent = web.client.post(
+        f"/api/v1/sync?device={two}", json={**body, "device": two, "device_id": two}, headers=headers
+    )
+    assert sent.status_code == 200
+    events = web.client.get("/api/v1/drift/events", headers=admin).json()["items"]
+    assert [event["device_id"] for event in events] == [one]
+    changed = web.client.post("/api/v1/devices/key", json={"secret_sha256": "ab" * 32, "device_id": two}, headers=key)
+    assert changed.status_code == 422
+    assert web.client.post(f"/api/v1/devices/{two}/retire", headers=key).status_code == 403
+
+
+# What each kind of route has in common -----------------------------------------------------------------------
+
+# Changes that need no If-Match: there is one way to end, and ending twice changes nothing.
+ENDINGS = {
+    "/api/v1/deployments/{id}/abort",
+    "/api/v1/tokens/{id}",
+    "/api/v1/join-tokens/{id}",
+    "/api/v1/devices/expected/{serial}",
+    "/api/v1/models/{name}/versions/{version}",
+    "/api/v1/models/{name}/aliases/{alias}",
+}
+# Creations that are the same when they come again without a key: by the file's hash, by the secret's hash, by seq.
+REPEATABLE = {
+    "/api/v1/models/{name}/versions",
+    "/api/v1/devices/enrol",
+    "/api/v1/devices/key",
+    "/api/v1/sync",
+}
+
+
+def test_every_list_has_pages_every_change_a_match_and_every_creation_a_key() -> None:
+    for route in ROUTES:
+        names = {param.name for param in route.query}
+        if str(route.answer).startswith("tinysphere.db.Page"):
+            assert {"cursor", "limit"} <= names, route.path
+        else:
+            fields = getattr(route.answer, "__struct_fields__", ())
+            assert "items" not in fields or route.path == "/api/v1/usage", f"{route.path} is a list without pages"
+        if route.method in ("PUT", "PATCH") and route.scope != "device":
+            assert "If-Match" in route.headers and {412, 428} <= set(route.problems), route.path
+        is_ending = route.method == "DELETE" or re.search(r"{id}/\w+$", route.path)
+        if route.method in ("POST", "DELETE") and is_ending and route.path not in ENDINGS:
+            assert "If-Match" in route.headers and 412 in route.problems, route.path
+        if route.method == "POST" and not is_ending and route.path not in REPEATABLE:
+            assert "Idempotency-Key" in route.headers and 409 in route.problems, route.path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from fleet import Sphere, sphere
 from models import make_package, make_signer
 from scripted import Reply, Request, scripted_server
 from tinylcm.keys import write_public
+from tinysphere.app import ROUTES
 from tinysphere.client import Client, ClientError
 
 
@@ -161,3 +164,155 @@ def test_a_download_that_breaks_goes_on_where_it_broke(tmp_path: Path, monkeypat
         ):
             client.download(sha256, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+# Everything that the API can ---------------------------------------------------------------------------------
+
+SHA = "ab" * 32
+# How each method is called, and the routes that it asks.
+CALLS: dict[str, Callable[[Client], object]] = {
+    "abort": lambda c: c.abort(1),
+    "alias": lambda c: c.alias("m", "a"),
+    "aliases": lambda c: c.aliases("m"),
+    "alive": lambda c: c.alive(),
+    "announce": lambda c: c.announce("s", "n"),
+    "audit": lambda c: c.audit(),
+    "authority": lambda c: c.authority(),
+    "blob": lambda c: c.blob(SHA),
+    "blob_link": lambda c: c.blob_link(SHA, 60),
+    "change_device": lambda c: c.change_device("d1", name="n"),
+    "command": lambda c: c.command("all", "ping"),
+    "command_devices": lambda c: c.command_devices(1, "done"),
+    "command_state": lambda c: c.command_state(1),
+    "commands": lambda c: c.commands(),
+    "compare": lambda c: c.compare("m", "1", "2"),
+    "config": lambda c: c.config("group:g"),
+    "config_diff": lambda c: c.config_diff("all", 1, 2),
+    "config_scopes": lambda c: c.config_scopes(),
+    "config_versions": lambda c: c.config_versions(),
+    "counters": lambda c: c.counters(),
+    "create_join": lambda c: c.create_join("http://h"),
+    "create_token": lambda c: c.create_token("viewer"),
+    "deploy": lambda c: c.deploy("m", "1"),
+    "deployment": lambda c: c.deployment(1),
+    "deployment_devices": lambda c: c.deployment_devices(1),
+    "deployments": lambda c: c.deployments(),
+    "device": lambda c: c.device("d1"),
+    "device_config": lambda c: c.device_config("d1"),
+    "device_health": lambda c: c.device_health("d1"),
+    "devices": lambda c: c.devices(),
+    "download": lambda c: c.download(NOTHING, Path(tempfile.mkdtemp()) / "got"),
+    "event": lambda c: c.event(1),
+    "events": lambda c: c.events(),
+    "expected": lambda c: c.expected(),
+    "export_devices": lambda c: c.export_devices(),
+    "fleet_health": lambda c: c.fleet_health(),
+    "follow": lambda c: list(c.follow(again=False)),
+    "group": lambda c: c.group("g"),
+    "groups": lambda c: c.groups(),
+    "import_devices": lambda c: c.import_devices("id,name\n"),
+    "joins": lambda c: c.joins(),
+    "label_device": lambda c: c.label_device("d1", {}),
+    "logs": lambda c: c.logs(),
+    "metrics": lambda c: c.metrics(),
+    "metrics_csv": lambda c: c.metrics_csv(),
+    "model": lambda c: c.model("m"),
+    "models": lambda c: c.models(),
+    "package": lambda c: c.package(SHA),
+    "package_link": lambda c: c.package_link(SHA),
+    "pages": lambda c: list(c.pages("/api/v1/models", {})),
+    "performance": lambda c: c.performance("m"),
+    "ready": lambda c: c.ready(),
+    "remove_alias": lambda c: c.remove_alias("m", "a"),
+    "remove_group": lambda c: c.remove_group("g"),
+    "remove_version": lambda c: c.remove_version("m", "1"),
+    "request": lambda c: c.request("GET", "/api/v1/models"),
+    "retire_device": lambda c: c.retire_device("d1"),
+    "revoke_device": lambda c: c.revoke_device("d1"),
+    "revoke_join": lambda c: c.revoke_join("j"),
+    "revoke_token": lambda c: c.revoke_token("t"),
+    "set_alias": lambda c: c.set_alias("m", "a", "1"),
+    "set_config": lambda c: c.set_config({}, "device:d1"),
+    "set_group": lambda c: c.set_group("g", "all"),
+    "tokens": lambda c: c.tokens(),
+    "upload": lambda c: c.upload(Path(__file__), "m"),
+    "usage": lambda c: c.usage(by="model"),
+    "usage_csv": lambda c: c.usage_csv(),
+    "version": lambda c: c.version("m", "1"),
+    "versions": lambda c: c.versions("m"),
+    "withdraw": lambda c: c.withdraw("s"),
+}
+# What only a device asks, with its own key: `tinylcm` speaks it, see docs/wire.md.
+OF_DEVICES = {
+    ("POST", "/api/v1/devices/enrol"),
+    ("POST", "/api/v1/devices/key"),
+    ("POST", "/api/v1/sync"),
+    ("HEAD", "/api/v1/blobs/{sha256}"),
+    ("PUT", "/api/v1/blobs/{sha256}"),
+}
+# Methods that no command calls, and why.
+NOT_ON_THE_COMMAND_LINE = {
+    "alive": "a probe's question: curl /healthz",
+    "ready": "a probe's question: curl /readyz",
+    "counters": "Prometheus asks it itself",
+    "authority": "devices fetch it when they enrol",
+    "alias": "`model show` lists every alias",
+    "group": "`group list` shows every group",
+    "version": "`model show` shows every version",
+    "versions": "`model show` shows every version",
+    "label_device": "`device --label` calls change_device, of which it is a part",
+    "package_link": "for programs that fetch from the object store",
+    "blob_link": "for programs that fetch from the object store",
+    "blob": "for programs that decode samples: tinylcm.decode_sample",
+    "event": "its evidence is a histogram, which the dashboard draws",
+    "pages": "how the other methods read lists",
+    "request": "how the other methods ask",
+    "close": "ends the connection",
+}
+ANSWER = json.dumps(
+    {"items": [], "next": None, "points": [], "version": 1, "row_version": 1, "versions": [], "token": "t"}
+).encode()
+
+
+def test_every_route_has_a_method_and_every_method_asks_a_route() -> None:
+    methods = {name for name, _ in inspect.getmembers(Client, inspect.isfunction) if not name.startswith("_")}
+    assert set(CALLS) | {"close"} == methods
+    patterns = {
+        (route.method, route.path): re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route.path))) for route in ROUTES
+    }
+    asked: set[tuple[str, str]] = set()
+    with scripted_server(lambda request: Reply(body=ANSWER)) as (url, seen), Client(url, "t") as client:
+        for name, call in CALLS.items():
+            before = len(seen)
+            call(client)
+            for request in seen[before:]:
+                path = request.path.partition("?")[0]
+                fits = [key for key, pattern in patterns.items() if pattern.fullmatch(path)]
+                found = [key for key in fits if key[0] == request.method]
+                assert found, f"{name} asks {request.method} {path}, which is no route"
+                asked.add(min(found, key=lambda key: key[1].count("{")))
+    assert {(route.method, route.path) for route in ROUTES} - asked == OF_DEVICES
+
+
+@pytest.mark.source_tree
+def test_every_method_has_a_command_or_a_reason_for_none() -> None:
+    folder = Path(__file__).parent.parent.parent / "server"
+    source = "".join((folder / name).read_text() for name in ("cli.py", "telemetry_cli.py", "access_cli.py"))
+    called = {name for name in CALLS if re.search(rf"(client_of\(arguments\)|client)\.{name}\(", source)}
+    reasons = {name for name, reason in NOT_ON_THE_COMMAND_LINE.items() if reason}
+    assert set(CALLS) | {"close"} == called | reasons
+    assert called & reasons == set()
+
+
+def test_creations_are_sent_with_a_key_that_stays_the_same_when_they_are_sent_again() -> None:
+    busy = [Reply(503, b"{}", {"Retry-After": "0"}), Reply(body=b'{"id": 1}')]
+    with scripted_server(lambda request: busy.pop(0)) as (url, seen), Client(url, "t") as client:
+        client.deploy("m", "1")
+    keys = [request.headers["Idempotency-Key"] for request in seen]
+    assert len(keys) == 2 and keys[0] == keys[1] and len(keys[0]) >= 16
+    creations = ("announce", "command", "create_join", "create_token", "deploy", "import_devices")
+    with scripted_server(lambda request: Reply(body=ANSWER)) as (url, seen), Client(url, "t") as client:
+        for name in creations:
+            CALLS[name](client)
+    keys = [request.headers["Idempotency-Key"] for request in seen if request.method == "POST"]
+    assert len(set(keys)) == len(creations)

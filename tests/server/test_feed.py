@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from fleet import sphere
 from kit import NOW, Kit, Web, alarm, make_kit, make_web, record
-from tinysphere import commands, feed, retention
+from tinysphere import auth, commands, feed, retention
 from tinysphere.client import Client, ClientError, Fields
 from tinysphere.errors import BadRequestError
 from tinysphere.feed import Cursor, Wanted, after, begin, parse_cursor
@@ -179,6 +180,19 @@ def test_events_come_as_a_stream_that_can_be_resumed(web: Web) -> None:
 
 def test_a_device_may_not_follow(web: Web) -> None:
     assert web.client.get("/api/v1/events", headers=web.enrol()[1]).status_code == 403
+
+
+def test_a_stream_ends_with_its_token(tmp_path: Path) -> None:
+    web = make_web(tmp_path, events_life_s=20.0, events_poll_s=0.05, events_heartbeat_s=0.2)
+    with web.client:
+        token = web.kit.token("viewer")
+        ended = threading.Timer(0.5, lambda: auth.revoke_token(web.kit.db, token.split("_")[1], "test", NOW))
+        ended.start()
+        began_s = time.monotonic()
+        answer = web.client.get("/api/v1/events", headers=web.bearer(token))
+        ended.join()
+        assert answer.status_code == 200 and 0.4 < time.monotonic() - began_s < 10
+        assert web.client.get("/api/v1/events", headers=web.bearer(token)).status_code == 401
 
 
 def following(stream: Iterator[Fields]) -> Fields:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit import NOW, Kit, make_kit
+from kit import NOW, Kit, make_kit, make_web
 from tinysphere import commands, fleet, groups
 from tinysphere.errors import BadRequestError, InvalidError, NotFoundError
 from tinysphere.groups import GroupRequest
@@ -42,10 +42,10 @@ def test_a_group_is_used_in_deployments_and_commands_and_follows_its_devices(kit
     request = commands.CommandRequest("group=north and not group=south", "ping")
     made = kit.db.write(lambda connection: commands.create_in(connection, request, "ada", NOW))
     assert [item.device_id for item in made.devices] == [other]
-    (listed,) = groups.list_groups(kit.db).items
+    (listed,) = groups.list_groups(kit.db, None, 10).items
     assert (listed.name, listed.selector, listed.devices, listed.changed_by) == ("north", "name=two", 1, "ada")
     assert groups.remove(kit.db, "north", "ada", NOW).devices == 1
-    assert runs(other) == [] and groups.list_groups(kit.db).items == []
+    assert runs(other) == [] and groups.list_groups(kit.db, None, 10).items == []
     with pytest.raises(NotFoundError, match="no group"):
         groups.remove(kit.db, "north", "ada", NOW)
 
@@ -64,7 +64,7 @@ def test_a_group_is_used_in_deployments_and_commands_and_follows_its_devices(kit
 def test_what_is_no_group_is_refused(kit: Kit, name: str, selector: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         put(kit, name, selector)
-    assert groups.list_groups(kit.db).items == []
+    assert groups.list_groups(kit.db, None, 10).items == []
 
 
 def test_their_number_is_bounded(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +79,26 @@ def test_their_number_is_bounded(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_label_cannot_pretend_to_be_a_group(kit: Kit) -> None:
     with pytest.raises(InvalidError, match="group"):
         fleet.patch_device(kit.db, kit.enrol(), fleet.DevicePatch(labels={"group": "north"}), "*", "ada", NOW)
+
+
+def test_a_group_is_changed_as_it_was_seen(tmp_path: Path) -> None:
+    web = make_web(tmp_path)
+    with web.client:
+        headers = web.bearer(web.kit.token("operator"))
+        path = "/api/v1/groups/north"
+        made = web.client.put(path, json={"selector": "site=berlin"}, headers=headers)
+        assert made.status_code == 200 and made.headers["etag"] == web.client.get(path, headers=headers).headers["etag"]
+        assert web.client.put(path, json={"selector": "site=berlin"}, headers=headers).status_code == 200
+        assert web.client.put(path, json={"selector": "site=bonn"}, headers=headers).status_code == 428
+        matched = {**headers, "If-Match": made.headers["etag"]}
+        web.kit.clock.advance(1)
+        changed = web.client.put(path, json={"selector": "site=bonn"}, headers=matched)
+        assert changed.status_code == 200 and changed.headers["etag"] != made.headers["etag"]
+        assert web.client.put(path, json={"selector": "all"}, headers=matched).status_code == 412
+        assert web.client.delete(path, headers=matched).status_code == 412
+        assert web.client.delete(path, headers={**headers, "If-Match": changed.headers["etag"]}).status_code == 200
+        assert web.client.get(path, headers=headers).status_code == 404
+        for name in ("a", "b", "c"):
+            web.client.put(f"/api/v1/groups/{name}", json={"selector": "all"}, headers=headers)
+        page = web.client.get("/api/v1/groups?limit=2", headers=headers)
+        assert [group["name"] for group in page.json()["items"]] == ["a", "b"] and "rel=" in page.headers["link"]

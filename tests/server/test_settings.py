@@ -147,7 +147,7 @@ def test_the_devices_of_a_scope_are_shown_with_it(kit: Kit) -> None:
     shown = {scope: {item.device_id for item in settings.get(kit.db, scope).devices} for scope in (
         "all", "group:beta", "model:gesture", f"device:{two}")}  # fmt: skip
     assert shown == {"all": {one, two}, "group:beta": {one}, "model:gesture": {two}, f"device:{two}": {two}}
-    listed = [(item.scope, item.version, item.keys) for item in settings.list_scopes(kit.db).items]
+    listed = [(item.scope, item.version, item.keys) for item in settings.list_scopes(kit.db, None, 10).items]
     assert listed == [("all", 1, 1), (f"device:{two}", 4, 1), ("group:beta", 2, 1), ("model:gesture", 3, 1)]
 
 

@@ -35,7 +35,7 @@ def test_an_alias_names_one_version_and_moves(kit: Kit) -> None:
     assert (moved.version, moved.changed_by) == ("2.0.0", "ada")
     assert kit.deploy("@champion").version == "2.0.0"  # what was deployed before stays what it was
     assert [item.version for item in deployments.list_deployments(kit.db, None, 9).items] == ["2.0.0", "1.0.0"]
-    assert versions.list_aliases(kit.db, "gesture").items == [moved]
+    assert versions.list_aliases(kit.db, "gesture", None, 50).items == [moved]
     assert versions.remove_alias(kit.db, "gesture", "champion", "ada", NOW).version == "2.0.0"
     for action in (
         lambda: kit.deploy("@champion"),

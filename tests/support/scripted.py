@@ -58,7 +58,7 @@ def scripted_server(answer: Callable[[Request], Reply]) -> Iterator[tuple[str, l
                 self.wfile.write(reply.body[: reply.cut_after])
                 self.close_connection = True
 
-        do_GET = do_HEAD = do_POST = do_PUT = _serve
+        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _serve
 
         def log_message(self, format: str, *args: object) -> None:
             pass
