@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from tinylcm.preprocess import describe_ops
 from tinylcm.slots import TRANSITIONS, Event, Held, Slot, State, step
 from tinysphere.app import ROUTES
 from tinysphere.cli import make_parser as tinysphere_parser
+from tinysphere.client import Client
 from tinysphere.errors import PROBLEMS
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
@@ -126,6 +128,26 @@ def routes() -> str:
     return _table(("route", "scope", "what it does", "takes", "gives", "good statuses"), rows)
 
 
+def client_methods() -> str:
+    """The table of the client's methods, in their order."""
+    rows = []
+    for name, method in vars(Client).items():
+        if name.startswith("_") or not inspect.isfunction(method):
+            continue
+        signature = inspect.signature(method)
+        parameters = [item for item in signature.parameters.values() if item.name != "self"]
+        words = [_parameter(item) for item in parameters]
+        about = (inspect.getdoc(method) or "").partition("\n")[0]
+        rows.append((_code(f"{name}({', '.join(words)})"), _cell(about)))
+    return _table(("method", "what it does"), rows)
+
+
+def _parameter(item: inspect.Parameter) -> str:
+    if item.kind is inspect.Parameter.VAR_KEYWORD:
+        return f"**{item.name}"
+    return item.name if item.default is inspect.Parameter.empty else f"{item.name}={item.default!r}"
+
+
 def problems() -> str:
     """The table of problem types, one row a slug."""
     rows = sorted({(str(problem.status), _code(problem.slug), problem.title) for problem in PROBLEMS.values()})
@@ -159,6 +181,7 @@ PARTS: Final[Mapping[str, tuple[str, Callable[[], str]]]] = {
     "tinysphere": ("cli.md", lambda: command_reference(tinysphere_parser())),
     "routes": ("http-api.md", routes),
     "problems": ("http-api.md", problems),
+    "client": ("python-client.md", client_methods),
     "slots": ("architecture.md", slot_machine),
     "ops": ("inference.md", describe_ops),
 }

@@ -6,13 +6,17 @@ import hashlib
 import inspect
 import json
 import re
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fleet import Sphere, sphere
+from fleet import Sphere, device_config, sphere
 from models import make_package, make_signer
 from scripted import Reply, Request, scripted_server
+from tinylcm.device import enrol
 from tinylcm.keys import write_public
 from tinysphere.app import ROUTES
 from tinysphere.client import Client, ClientError
@@ -201,11 +205,12 @@ CALLS: dict[str, Callable[[Client], object]] = {
     "device_config": lambda c: c.device_config("d1"),
     "device_health": lambda c: c.device_health("d1"),
     "devices": lambda c: c.devices(),
-    "download": lambda c: c.download(NOTHING, Path(tempfile.mkdtemp()) / "got"),
+    "download": lambda c: c.download(PACKAGE_SHA, Path(tempfile.mkdtemp()) / "got"),
     "event": lambda c: c.event(1),
     "events": lambda c: c.events(),
     "expected": lambda c: c.expected(),
     "export_devices": lambda c: c.export_devices(),
+    "fetch": lambda c: c.fetch("m", "1", Path(tempfile.mkdtemp()) / "got"),
     "fleet_health": lambda c: c.fleet_health(),
     "follow": lambda c: list(c.follow(again=False)),
     "group": lambda c: c.group("g"),
@@ -258,8 +263,6 @@ NOT_ON_THE_COMMAND_LINE = {
     "authority": "devices fetch it when they enrol",
     "alias": "`model show` lists every alias",
     "group": "`group list` shows every group",
-    "version": "`model show` shows every version",
-    "versions": "`model show` shows every version",
     "label_device": "`device --label` calls change_device, of which it is a part",
     "package_link": "for programs that fetch from the object store",
     "blob_link": "for programs that fetch from the object store",
@@ -269,9 +272,16 @@ NOT_ON_THE_COMMAND_LINE = {
     "request": "how the other methods ask",
     "close": "ends the connection",
 }
+PACKAGE_BYTES = b"a package"
+PACKAGE_SHA = hashlib.sha256(PACKAGE_BYTES).hexdigest()
 ANSWER = json.dumps(
-    {"items": [], "next": None, "points": [], "version": 1, "row_version": 1, "versions": [], "token": "t"}
+    {"items": [], "next": None, "points": [], "version": 1, "row_version": 1, "sha256": PACKAGE_SHA}
 ).encode()
+
+
+def answer(request: Request) -> Reply:
+    """What each method can read."""
+    return Reply(body=PACKAGE_BYTES if re.search("/packages/[0-9a-f]+$", request.path) else ANSWER)
 
 
 def test_every_route_has_a_method_and_every_method_asks_a_route() -> None:
@@ -281,7 +291,7 @@ def test_every_route_has_a_method_and_every_method_asks_a_route() -> None:
         (route.method, route.path): re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(route.path))) for route in ROUTES
     }
     asked: set[tuple[str, str]] = set()
-    with scripted_server(lambda request: Reply(body=ANSWER)) as (url, seen), Client(url, "t") as client:
+    with scripted_server(answer) as (url, seen), Client(url, "t") as client:
         for name, call in CALLS.items():
             before = len(seen)
             call(client)
@@ -311,8 +321,35 @@ def test_creations_are_sent_with_a_key_that_stays_the_same_when_they_are_sent_ag
     keys = [request.headers["Idempotency-Key"] for request in seen]
     assert len(keys) == 2 and keys[0] == keys[1] and len(keys[0]) >= 16
     creations = ("announce", "command", "create_join", "create_token", "deploy", "import_devices")
-    with scripted_server(lambda request: Reply(body=ANSWER)) as (url, seen), Client(url, "t") as client:
+    with scripted_server(answer) as (url, seen), Client(url, "t") as client:
         for name in creations:
             CALLS[name](client)
     keys = [request.headers["Idempotency-Key"] for request in seen if request.method == "POST"]
     assert len(set(keys)) == len(creations)
+
+
+def test_the_client_needs_nothing_of_the_server() -> None:
+    code = (
+        "import sys, tinysphere.client;"
+        "print(sorted({'starlette', 'msgspec', 'peewee', 'uvicorn', 'numpy', 'tinylcm'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.source_tree
+def test_the_page_about_the_client_runs(
+    server: Sphere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = Path(__file__).parent.parent.parent / "docs" / "python-client.md"
+    enrol(device_config(tmp_path / "device"), server.join(tmp_path / "root.pub"))
+    monkeypatch.setenv("TINYSPHERE_URL", server.url)
+    monkeypatch.setenv("TINYSPHERE_TOKEN", server.token)
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert len(blocks) == 4
+    scope: dict[str, object] = {"__name__": "docs"}
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), scope)
+    said = capsys.readouterr().out
+    assert "0 predictions" in said and "404" in said and "group.set" in said
+    assert "'key': 'server.sync_interval_s'" in said

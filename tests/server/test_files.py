@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 from kit import Web, make_web
 from models import make_package
 from tinysphere.errors import RangeNotSatisfiableError
 from tinysphere.routes.files import read_range
+from weed import Weed
 
 
 @pytest.mark.parametrize(
@@ -71,3 +75,38 @@ def test_a_package_is_served_in_parts(web: Web) -> None:
     assert behind.json()["type"] == "/problems/range-not-satisfiable"
     web.kit.store.delete(sha256)
     assert "restore the blobs" in web.client.get(path, headers=ask).json()["detail"]
+
+
+def test_a_folder_has_no_address_for_others(web: Web) -> None:
+    sha256, viewer = web.kit.upload().sha256, web.bearer(web.kit.token("viewer"))
+    answer = web.client.get(f"/api/v1/packages/{sha256}/link", headers=viewer)
+    assert answer.status_code == 409 and "folder" in answer.json()["detail"]
+    assert web.client.get(f"/api/v1/packages/{'0' * 64}/link", headers=viewer).status_code == 404
+    assert web.client.get(f"/api/v1/packages/{sha256}/link", headers=web.enrol()[1]).status_code == 403
+
+
+def test_a_bucket_has_an_address_that_needs_no_token_for_a_while(
+    tmp_path: Path, weed: Weed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in weed.environment.items():
+        monkeypatch.setenv(name, value)
+    web = make_web(tmp_path, s3=weed.bucket(f"b-{uuid.uuid4().hex[:12]}"))
+    with web.client:
+        sha256, viewer = web.kit.upload().sha256, web.bearer(web.kit.token("viewer"))
+        path = f"/api/v1/packages/{sha256}/link"
+        found = web.client.get(path, headers=viewer).json()
+        assert (found["sha256"], found["size"]) == (sha256, len(make_package()))
+        assert found["expires_at"] == web.kit.clock.wall_s() + 900
+        http = urllib3.PoolManager()
+        assert http.request("GET", found["url"]).data == make_package()
+        part = http.request("GET", found["url"], headers={"Range": "bytes=1-3"})
+        assert (part.status, part.data) == (206, make_package()[1:4])
+        assert http.request("PUT", found["url"], body=b"x").status == 403
+        for wrong in ("0", "901", "x"):
+            assert web.client.get(f"{path}?ttl_s={wrong}", headers=viewer).status_code == 400
+        _, key = web.enrol()
+        data = b"a captured window"
+        name = hashlib.sha256(data).hexdigest()
+        assert web.client.put(f"/api/v1/blobs/{name}", content=data, headers=key).status_code == 201
+        blob = web.client.get(f"/api/v1/blobs/{name}/link?ttl_s=60", headers=viewer).json()
+        assert http.request("GET", blob["url"]).data == data and "X-Amz-Expires=60" in blob["url"]

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kit import EPOCH, NOW, alarm, record, request, summary
 from peewee import Model
 from postgres import Cluster
+from tinysphere import auth, fleet, ingest
 from tinysphere.db import Database, close_database, open_database, rows
 from tinysphere.errors import StartError
 from tinysphere.models import TABLES
@@ -156,3 +158,45 @@ def test_postgresql_is_migrated_by_a_command_and_not_by_the_server(cluster: Clus
 def test_a_kind_is_known_and_a_step_is_a_value(opened: Any, where: Path | str) -> None:
     assert kind_of(opened) == ("sqlite" if isinstance(where, Path) else "postgresql")
     assert Schema(opened).status()[0] == Step("0001_first", None)
+
+
+KEPT = ("record", "summary")  # of the first step
+
+
+def test_every_step_is_undone_and_taken_again_on_data(where: Path | str) -> None:
+    """What a step has made goes with it; what was there before it stays, on the way down and up again."""
+    database = open_database(where)
+    Schema(database).up()
+    close_database(database)
+    db = Database(where)
+    secret = "ab" * 32
+    enrolled = fleet.enrol(db, fleet.EnrolRequest(auth.create_join_token(db, 1, 60, "me", NOW), "w", secret), NOW)[0]
+    events = [record(1, "alarm", alarm()), record(2)]
+    details = [record(1, "summary", summary([5.0], [0.5])), record(2, "log", {"level": "info", "message": "x"})]
+    board = {"uid": "a1", "state": "online"}
+    ingest.sync(db, enrolled.device_id, request(events=events, details=details, boards=[board]), NOW, 30.0)
+    kept = [db.read(lambda connection, name=name: rows(connection, f"SELECT * FROM {name}")) for name in KEPT]
+    db.close()
+    database = open_database(where)
+    try:
+        schema = Schema(database)
+        names = [step.name for step in schema.status()]
+        assert len(names) >= 10
+        for name in reversed(names[1:]):
+            assert schema.down() == [name]
+        assert schema.pending() == names[1:] and schema.up() == names[1:]
+    finally:
+        close_database(database)
+    db = Database(where)
+    try:
+        again = db.read(
+            lambda connection: [rows(connection, f"SELECT * FROM {name}") for name in ("record", "summary")]
+        )
+        assert again == kept and len(kept[0]) == 4
+        found = fleet.get_device(db, enrolled.device_id, NOW)
+        assert (found.name, found.boards) == ("w", [])
+        answer = ingest.sync(db, enrolled.device_id, request(boards=[board], details=details), NOW, 30.0)
+        assert answer.acked["details"] == (EPOCH, 2)
+        assert fleet.get_device(db, enrolled.device_id, NOW).boards[0].uid == "a1"
+    finally:
+        db.close()
