@@ -200,23 +200,26 @@ def _steps(connection: Connection, question: Question) -> list[MetricsPoint]:
     ]
 
 
-def sums(
-    connection: Connection, question: Question, columns: str = "*", page_rows: int = _ROWS_A_PAGE
-) -> Iterator[Row]:
+def conditions(connection: Connection, question: Question, time: str) -> Iterator[tuple[str, list[Value]]]:
+    """The filters of a question as SQL that begins with AND, for as many devices at a time as a statement takes."""
+    yield from _conditions(question, devices_of(connection, question), time)
+
+
+def sums(connection: Connection, question: Question) -> Iterator[Row]:
     """The sums by device and step of a question, newest first, never many in memory."""
     order = ("at", "device", "model", "version")
     assert question.step is not None
-    for where, values in _conditions(question, devices_of(connection, question), "at"):
+    for where, values in conditions(connection, question, "at"):
         after: list[Value] = []
         while True:
             behind = f" AND ({', '.join(order)}) < (?, ?, ?, ?)" if after else ""
             sql = (
-                f"SELECT {columns} FROM rollup WHERE step = ?{where}{behind}"  # noqa: S608 (constants)
-                f" ORDER BY {', '.join(f'{name} DESC' for name in order)} LIMIT {page_rows}"
+                f"SELECT * FROM rollup WHERE step = ?{where}{behind}"  # noqa: S608 (constants)
+                f" ORDER BY {', '.join(f'{name} DESC' for name in order)} LIMIT {_ROWS_A_PAGE}"
             )
             page = rows(connection, sql, (STEPS[question.step], *values, *after))
             yield from page
-            if len(page) < page_rows:
+            if len(page) < _ROWS_A_PAGE:
                 break
             after = [page[-1][name] for name in order]
 

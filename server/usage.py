@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from . import reports
-from .db import Connection, Database, Row
+from .db import Connection, Database
 from .errors import BadRequestError, InvalidError
+from .rollups import COUNT_MAX
 
 BY: Final = ("day", "model", "version", "label")
 DAYS_DEFAULT: Final = 30
-ROWS_MAX: Final = 200_000  # of daily sums that one question may add up
 ITEMS_MAX: Final = 50_000  # of one answer
 _DAY_S: Final = 86_400
-_PAGE_ROWS: Final = 2000
 
 
 class UsageItem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -89,7 +87,7 @@ def query_usage(db: Database, question: Question, now_s: float) -> Usage:
     Raises:
         BadRequestError: `by` names what there is not, or the time ends before it begins.
         NotFoundError: there is no such group.
-        InvalidError: too much would have to be added up or answered.
+        InvalidError: too much would have to be answered.
     """
     for name in question.by:
         if name not in BY:
@@ -100,65 +98,29 @@ def query_usage(db: Database, question: Question, now_s: float) -> Usage:
     if last < first:
         raise BadRequestError("the query's until lies before its since")
     names = day_name(first), day_name(last)
-    counted = db.read(lambda connection: _count(connection, question, first, last))
-    return Usage(*names, counted.predictions, counted.errors, counted.items(question.by))
+    predictions, errors, items = db.read(lambda connection: _count(connection, question, first, last))
+    return Usage(*names, predictions, errors, items)
 
 
-class _Counted:
-    """Sums by what is kept apart."""
-
-    def __init__(self) -> None:
-        self.predictions = self.errors = 0
-        self._sums: dict[tuple[Any, ...], list[int]] = {}
-        self._devices: dict[tuple[Any, ...], set[str]] = {}
-
-    def add(self, item: Row, by: tuple[str, ...]) -> None:
-        self.predictions += item["windows"]
-        self.errors += item["errors"]
-        if "label" in by:
-            for label, count in json.loads(item["labels"]).items():
-                if count:
-                    self._sum(tuple(label if name == "label" else _part(item, name) for name in by))[0] += count
-            return
-        key = tuple(_part(item, name) for name in by)
-        sums = self._sum(key)
-        sums[0] += item["windows"]
-        sums[1] += item["errors"]
-        self._devices.setdefault(key, set()).add(item["device"])
-
-    def _sum(self, key: tuple[Any, ...]) -> list[int]:
-        if (known := self._sums.get(key)) is None:
-            if len(self._sums) >= ITEMS_MAX:
-                raise InvalidError(f"more than {ITEMS_MAX} items: ask for fewer days or models, or by less")
-            known = self._sums[key] = [0, 0]
-        return known
-
-    def items(self, by: tuple[str, ...]) -> list[UsageItem]:
-        found = []
-        for key in sorted(self._sums):
-            named = dict(zip(by, key, strict=True))
-            if "label" not in by:
-                named |= {"errors": self._sums[key][1], "devices": len(self._devices[key])}
-            found.append(UsageItem(self._sums[key][0], **named))
-        return found
+# Each label of a day's sum as a row of its own.
+_LABELS: Final[Mapping[str, str]] = {
+    "sqlite": ", json_each(rollup.labels) AS said",
+    "postgresql": " CROSS JOIN LATERAL json_each_text(CAST(rollup.labels AS json)) AS said(key, value)",
+}
+_COLUMNS: Final[Mapping[str, str]] = {"day": "at", "model": "model", "version": "version", "label": "said.key"}
 
 
-def _part(item: Row, name: str) -> str:
-    return day_name(item["at"]) if name == "day" else str(item[name])
+def _sum(column: str) -> str:
+    """A sum that no device's absurd numbers can make overflow."""
+    return f"SUM(CAST({column} AS DOUBLE PRECISION))"
 
 
-def _count(connection: Connection, question: Question, first: int, last: int) -> _Counted:
-    counted = _Counted()
-    for number, item in enumerate(_days(connection, question, first, last)):
-        if number == ROWS_MAX:
-            raise InvalidError(
-                f"more than {ROWS_MAX} daily sums would have to be added up: ask for fewer days, a model or a group"
-            )
-        counted.add(item, question.by)
-    return counted
+def _whole(number: float | None) -> int:
+    return min(int(number or 0), COUNT_MAX)
 
 
-def _days(connection: Connection, question: Question, first: int, last: int) -> Iterator[Row]:
+def _count(connection: Connection, question: Question, first: int, last: int) -> tuple[int, int, list[UsageItem]]:
+    """Predictions, errors, and what is kept apart, counted by the database."""
     asked = reports.Question(
         device=question.device,
         group=question.group,
@@ -168,8 +130,44 @@ def _days(connection: Connection, question: Question, first: int, last: int) -> 
         until=last + 1,
         step="day",
     )
-    columns = "at, device, model, version, windows, errors, labels"
-    yield from reports.sums(connection, asked, columns, _PAGE_ROWS)
+    sums: dict[tuple[Any, ...], list[float]] = {}
+    windows = errors = 0.0
+    for where, values in reports.conditions(connection, asked, "at"):  # as many devices at a time as a query takes
+        total = f"SELECT {_sum('windows')} AS windows, {_sum('errors')} AS errors FROM rollup WHERE step = 86400{where}"  # noqa: S608
+        found = connection.rows(total, values)[0]
+        windows, errors = windows + (found["windows"] or 0), errors + (found["errors"] or 0)
+        for item in connection.rows(_grouped(connection.kind, question.by, where), (*values, ITEMS_MAX + 1)):
+            known = sums.setdefault(tuple(item[f"part{number}"] for number in range(len(question.by))), [0.0, 0.0, 0.0])
+            for index, name in enumerate(("predictions", "errors", "devices")):
+                known[index] += item[name] or 0
+        if len(sums) > ITEMS_MAX:
+            raise InvalidError(f"more than {ITEMS_MAX} items: ask for fewer days or models, or by less")
+    is_whole = "label" not in question.by
+    items = [
+        _item(question.by, key, *sums[key]) for key in sorted(sums) if sums[key][0] or (is_whole and any(sums[key]))
+    ]
+    return _whole(windows), _whole(errors), items
+
+
+def _grouped(kind: str, by: tuple[str, ...], where: str) -> str:
+    is_by_label = "label" in by
+    parts = [_COLUMNS[name] for name in by]
+    counted = _sum("said.value" if is_by_label else "windows")
+    named = "".join(f"{part} AS part{number}, " for number, part in enumerate(parts))
+    grouped = f" GROUP BY {', '.join(parts)}" if parts else ""
+    return (
+        f"SELECT {named}{counted} AS predictions, {_sum('errors')} AS errors, COUNT(DISTINCT device) AS devices"  # noqa: S608
+        f" FROM rollup{_LABELS[kind] if is_by_label else ''} WHERE step = 86400{where}{grouped} LIMIT ?"
+    )
+
+
+def _item(by: tuple[str, ...], key: tuple[Any, ...], predictions: float, errors: float, devices: float) -> UsageItem:
+    named: dict[str, Any] = {
+        name: day_name(part) if name == "day" else part for name, part in zip(by, key, strict=True)
+    }
+    if "label" not in by:
+        named |= {"errors": _whole(errors), "devices": _whole(devices)}
+    return UsageItem(_whole(predictions), **named)
 
 
 def as_csv(usage: Usage) -> str:

@@ -83,9 +83,17 @@ def test_questions_that_cannot_be_answered_are_refused(kit: Kit, monkeypatch: py
     monkeypatch.setattr(usage, "ITEMS_MAX", 2)
     with pytest.raises(InvalidError, match="more than 2 items"):
         query_usage(kit.db, Question(), NOW)
-    monkeypatch.setattr(usage, "ROWS_MAX", 2)
-    with pytest.raises(InvalidError, match="more than 2 daily sums"):
-        query_usage(kit.db, Question(by=("model",)), NOW)
+
+
+def test_no_number_of_a_device_breaks_the_sums(kit: Kit) -> None:
+    most = (1 << 63) - 1
+    for number in range(2):
+        device = kit.enrol(str(number), f"{number}{number}" * 32)
+        kit.sync(device, details=[record(1, "summary", summary([1.0], [0.5], windows=most, labels={"a": most}))])
+    found = query_usage(kit.db, Question(), NOW)
+    assert found.predictions == most and found.items[0].predictions == most
+    assert query_usage(kit.db, Question(by=("model",)), NOW).items[0].devices == 2
+    assert query_usage(kit.db, Question(by=("day",), device="dnone"), NOW).items == []
 
 
 def test_a_spreadsheet_gets_no_formula(kit: Kit) -> None:
