@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleet import make_keys, run, sphere
 from kit import NOW, Kit, Web, make_kit, make_web
 from tinylcm.errors import ConfigError
 from tinylcm.identity import Join
@@ -100,27 +99,3 @@ def test_admins_manage_tokens_over_http(tmp_path: Path) -> None:
         assert ended.json()["revoked_at"] is not None
         assert web.client.get("/api/v1/devices", headers=web.bearer(token["token"])).status_code == 401
         assert web.client.delete(f"/api/v1/tokens/{token['id']}", headers=admin).status_code == 404
-
-
-def test_the_commands_work_on_the_machine_and_over_http(tmp_path: Path) -> None:
-    keys = make_keys(tmp_path / "keys")
-    with sphere(tmp_path) as server:
-        here = {"--data": str(server.data)}
-        there = {"--server": server.url, "--token": server.token}
-        server.trust(keys / "root.pub")
-        made = []
-        for way in (here, there):
-            options = [text for pair in way.items() for text in pair]
-            root = str(keys / "root.pub")
-            made.append(run("join", "create", "--url", URL, "--root", root, *options).stdout.strip())
-            assert Join.parse(made[-1]).url == URL
-            listed = run("join", "list", *options).stdout
-            assert f"{0} of 1" in listed and "any device" in listed
-            token = run("token", "create", "--role", "viewer", "--name", "ada", *options).stdout.split()[0]
-            assert token.split("_")[1] in run("token", "list", *options).stdout
-            assert "is revoked" in run("token", "revoke", token.split("_")[1], *options).stdout
-            assert "token.revoke" in run("audit", "list", "--limit", "3", *options).stdout
-            number = Join.parse(made[-1]).token.split("_")[1]
-            assert "nobody else" in run("join", "revoke", number, *options).stdout
-        assert made[0] != made[1]
-        run("token", "list", code=2)
