@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 SOURCES := $(wildcard runtime/_ext/*.pyx runtime/_ext/*.pxd) setup.py pyproject.toml
 
-.PHONY: demo build test test-mlflow lint typecheck bench bench-drift bench-memory bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture firmware fuzz
+.PHONY: demo build test test-mlflow lint typecheck bench bench-drift bench-memory bench-ingest bench-checkins bench-poc sanitize aarch64 tflite-runtime annotate wheel docs clean view torture firmware fuzz
 
 demo: $(VENV)/.demo
 	$(BIN)/python examples/activity/demo.py $(if $(KEEP),--keep)
@@ -46,6 +46,13 @@ build/bench-drift/.ready: $(SOURCES)
 	  requests tqdm scipy -e .
 	build/bench-drift/bin/python -m pip --disable-pip-version-check -q install --no-deps "frouros==0.9.0"
 	@touch $@
+
+bench-ingest: $(VENV)/.dev
+	$(PIP) install -e ".[test,dev,bench]"
+	$(BIN)/python -m benchmarks.ingest $(if $(WRITE),--write) $(ARGS)
+
+bench-checkins: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.checkins $(if $(WRITE),--write) $(ARGS)
 
 bench-memory: $(VENV)/.dev
 	$(if $(WRITE),TINYMLOPS_WRITE=1) $(BIN)/python -m benchmarks.memory $(ARGS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -11,9 +11,7 @@ from typing import Any, Final
 import msgspec
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Mount
@@ -84,20 +82,23 @@ class SecurityHeaders:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._always = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+        self._of_api = [*self._always, (b"cache-control", b"no-store")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        added = self._of_api if scope["path"].startswith("/api/") else self._always
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-                if scope["path"].startswith("/api/"):
-                    headers.setdefault("Cache-Control", "no-store")
+                there = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(item for item in added if item[0] not in there)]
             await send(message)
 
-        await self._app(scope, receive, send_with_headers if scope["type"] == "http" else send)
+        await self._app(scope, receive, send_with_headers)
 
 
 def _problem(status: int, slug: str, title: str, detail: str, headers: dict[str, str] | None = None) -> Response:
@@ -132,16 +133,58 @@ async def _http_error(request: Request, error: Exception) -> Response:
 async def _unexpected(request: Request, error: Exception) -> Response:
     _log.error("unexpected error in %s %s", request.method, request.url.path, exc_info=error)
     detail = f"an unexpected error; the server's log has it under {request_id.get()}"
-    # Starlette answers this one outside of its middleware, so the headers have to be put here.
-    return _problem(500, "internal", "The server is at fault", detail, dict(SECURITY_HEADERS))
+    return _problem(500, "internal", "The server is at fault", detail)
+
+
+class Direct:
+    """Serves the addresses that have no parts to be parsed, without asking every route whether it is meant.
+
+    Args:
+        app: everything else.
+        endpoints: by method and path.
+        answer_error: what an error of an endpoint is answered with.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        endpoints: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]],
+        answer_error: Callable[[Request, Exception], Awaitable[Response]],
+    ) -> None:
+        self._app, self._endpoints, self._answer_error = app, endpoints, answer_error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it, or pass it on."""
+        serve = self._endpoints.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if serve is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            response = await serve(request)
+        except Exception as error:
+            response = await self._answer_error(request, error)
+        await response(scope, receive, send)
 
 
 class _Application(Starlette):
-    """Starlette answers unexpected errors outside of all its middleware: a request's name goes around that too."""
+    """Starlette answers unexpected errors outside of all its middleware: names and headers go around that too."""
+
+    def __init__(self, direct: Mapping[tuple[str, str], Callable[[Request], Awaitable[Response]]], **kept: Any) -> None:
+        self._direct = direct
+        super().__init__(**kept)
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Starlette's own, and the names around it."""
-        return RequestIds(super().build_middleware_stack())
+        """Starlette's own, and ours around it."""
+        return RequestIds(SecurityHeaders(Direct(super().build_middleware_stack(), self._direct, _answer_error)))
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, TinySphereError | TinyLCMError):
+        return await _known_error(request, error)
+    if isinstance(error, HTTPException):
+        return await _http_error(request, error)
+    return await _unexpected(request, error)
 
 
 def _open_store(config: ServerConfig, db: Database) -> Store:
@@ -231,13 +274,13 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
         Exception: _unexpected,
     }
     app = _Application(
+        {(route.method, route.path): endpoint(server, route) for route in ROUTES if "{" not in route.path},
         routes=[
             *routes,
             StarletteRoute("/openapi.json", serve_document),
             *pages.routes(dashboard),
             Mount("/static", StaticFiles(directory=STATIC)),
         ],
-        middleware=[Middleware(SecurityHeaders)],
         exception_handlers=handlers,
         lifespan=lifespan,
     )

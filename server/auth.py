@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -15,7 +16,7 @@ from typing import Final
 import msgspec
 
 from .audit import audit
-from .db import Connection, Database, Page, decode_cursor, paged, row, rows
+from .db import Connection, Database, Page, Row, decode_cursor, paged, row, rows
 from .errors import ConflictError, ForbiddenError, InvalidError, NotFoundError, UnauthorizedError
 from .idempotency import once
 
@@ -29,17 +30,19 @@ ROLES: Final[Mapping[str, frozenset[str]]] = {
 }
 _DAY_S: Final = 86400
 _TOKENS_LISTED_MAX: Final = 10_000
+KEYS_MAX: Final = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks: a `user` with scopes, or a `device`."""
+    """Who asks: a `user` with scopes, or a `device`, with the hash of its key."""
 
     kind: str
     id: str
     name: str
     scopes: frozenset[str] = frozenset()
     session: bool = False
+    key_sha256: str = ""
 
     @property
     def who(self) -> str:
@@ -258,6 +261,7 @@ def authenticate_device(db: Database, key: str) -> Principal:
         UnauthorizedError: no device has it.
     """
     device_id, _, secret = key.partition(".")
+    secret_sha256 = hash_secret(secret)
     found = db.read(
         lambda connection: row(
             connection,
@@ -265,15 +269,69 @@ def authenticate_device(db: Database, key: str) -> Principal:
             (device_id,),
         )
     )
-    is_next = found is not None and found["next_secret_sha256"] and same_secret(secret, found["next_secret_sha256"])
-    if found is None or not (is_next or same_secret(secret, found["secret_sha256"])):
+    if _check_device(found, secret_sha256):
+        db.write(lambda connection: _take_next_key(connection, device_id, secret_sha256))
+    assert found is not None
+    return Principal("device", device_id, found["name"], key_sha256=secret_sha256)
+
+
+def _check_device(found: Row | None, secret_sha256: str | None) -> bool:
+    """Whether the key is the next one, whose use ends the one before."""
+    is_next = False
+    if found is not None and secret_sha256 is not None:
+        following = found["next_secret_sha256"]
+        is_next = bool(following) and hmac.compare_digest(secret_sha256, following)
+    is_now = found is not None and (secret_sha256 is None or hmac.compare_digest(secret_sha256, found["secret_sha256"]))
+    if found is None or not (is_next or is_now):
         raise UnauthorizedError("the device key is not known here; enrol the device again with a new join string")
     if found["retired_at"] is not None or found["revoked_at"] is not None:
         ended = "retired" if found["retired_at"] is not None else "revoked"
         raise UnauthorizedError(f"the device was {ended}; enrol it again with a new join string if it may come back")
-    if is_next:
-        db.write(lambda connection: _take_next_key(connection, device_id, hash_secret(secret)))
-    return Principal("device", device_id, found["name"])
+    return is_next
+
+
+def check_device(connection: Connection, device_id: str, found: Row | None, secret_sha256: str | None) -> None:
+    """Check a device's key in a writing job, by the device's row there; None asks whether the device may do anything.
+
+    Raises:
+        UnauthorizedError: it is not its key any more.
+    """
+    if _check_device(found, secret_sha256):
+        assert secret_sha256 is not None
+        _take_next_key(connection, device_id, secret_sha256)
+
+
+class Keys:
+    """Device keys that were right a moment ago, so that not every request asks the database.
+
+    Only for requests whose own transaction asks again, with `check_device`: what was revoked is refused there.
+    One thread uses it: the event loop's.
+    """
+
+    def __init__(self, keys_max: int = KEYS_MAX) -> None:
+        self._keys_max = keys_max
+        self._known: OrderedDict[str, Principal] = OrderedDict()
+
+    def find(self, bearer: str) -> Principal | None:
+        """Whose key it was a moment ago."""
+        device_id, _, secret = bearer.partition(".")
+        found = self._known.get(device_id)
+        if found is None or not hmac.compare_digest(hash_secret(secret), found.key_sha256):
+            return None
+        self._known.move_to_end(device_id)
+        return found
+
+    def remember(self, principal: Principal) -> None:
+        """Note whose key was right now."""
+        if principal.kind == "device":
+            self._known[principal.id] = principal
+            self._known.move_to_end(principal.id)
+            if len(self._known) > self._keys_max:
+                self._known.popitem(last=False)
+
+    def forget(self, device_id: str) -> None:
+        """Note that the key is over."""
+        self._known.pop(device_id, None)
 
 
 def _take_next_key(connection: Connection, device_id: str, secret_sha256: str) -> None:

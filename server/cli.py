@@ -19,7 +19,7 @@ from tinylcm.errors import ConfigError, TinyLCMError
 from tinylcm.files import device_error, read_bounded, write_atomic
 from tinylcm.package import load_package
 
-from . import __version__, access_cli, host_cli, telemetry_cli, tracking_cli
+from . import __version__, access_cli, host_cli, simulate, telemetry_cli, tracking_cli
 from .client import ClientError, Fields
 from .errors import StartError, TinySphereError
 from .output import client_of, emit, table, when
@@ -443,6 +443,7 @@ def make_parser() -> argparse.ArgumentParser:
     access_cli.add_commands(commands, _command)
     telemetry_cli.add_commands(commands, _command)
     tracking_cli.add_commands(commands, _command)
+    simulate.add_commands(commands, _command)
     command = _command(commands, "upload", _upload, "upload a package, or build it from a model first", http=True)
     command.add_argument("file", metavar="PACKAGE.tlm | MODEL", help="what to upload")
     command.add_argument("--manifest", metavar="model.toml", help="to build a package")

@@ -8,6 +8,7 @@ refused; what the device has not received when the time is over expires here. Th
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -22,6 +23,7 @@ from .audit import audit
 from .db import Connection, Database, Page, Row, decode_cursor, paged, row, rows
 from .errors import InvalidError, NotFoundError
 from .groups import members
+from .sql import rows_of
 
 DEVICES_MAX: Final = 100_000  # that one command may mean
 DEVICES_SHOWN_MAX: Final = 10_000
@@ -188,6 +190,12 @@ def list_commands(db: Database, cursor: str | None, limit: int, now_s: float) ->
 
 
 # The syncs -------------------------------------------------------------------------------------------------
+
+
+def waiting_for(connection: Connection, devices: Sequence[str]) -> set[str]:
+    """Those of the devices that a command waits for: the others need not be asked about one by one."""
+    sql = "SELECT DISTINCT device FROM device_command WHERE state IN ('waiting', 'sent') AND device IN"
+    return {found["device"] for found in rows_of(connection, sql, [(device,) for device in devices])}
 
 
 def deliver(connection: Connection, device: str, cursor: int, now_s: float) -> tuple[Json, ...]:

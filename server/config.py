@@ -34,7 +34,8 @@ class ServerConfig:
         next_sync_s: when devices are told to come back.
         session_s: life of a dashboard session.
         page_items_max: items in one page of a list.
-        connections_max: open connections and tasks; more are answered with 503 by uvicorn.
+        connections_max: open connections and tasks, as far as the process may open files; more are answered with 503.
+        bodies_bytes_max: of all bodies that are being read into memory, without the first 16 KiB of each.
         keep_alive_s: how long an idle connection is kept.
         header_timeout_s: how long a request may take to send its line and headers; 408 and the end of it after that.
         body_timeout_s: how long a body may pause before its request is given up.
@@ -76,7 +77,8 @@ class ServerConfig:
     next_sync_s: float = 30.0
     session_s: int = 12 * 3600
     page_items_max: int = 500
-    connections_max: int = 1000
+    connections_max: int = 20_000
+    bodies_bytes_max: int = 64 << 20
     keep_alive_s: int = 75
     stop_s: int = 8
     header_timeout_s: float = 15.0

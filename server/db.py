@@ -2,10 +2,14 @@
 
 A job is a function of the writer's connection. Jobs that wait are run in one transaction, each in its own
 savepoint, so that a bad job fails alone; a job's result is given only after the commit that holds it.
+
+Some jobs are many and alike. What waits for the same `Batch` is given to it at once, after the other jobs, so that it
+can use few statements for all; if that fails, each is given to it alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
@@ -14,12 +18,12 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -42,10 +46,26 @@ from .sql import (
 )
 
 T = TypeVar("T")
-__all__ = ["Connection", "Database", "Page", "Row", "Value", "meta", "open_database", "raise_generation", "row", "rows"]
+I = TypeVar("I")  # noqa: E741 (what goes into a batch)
+# Does many alike jobs at once: a result or the error of each, in their order. An error that it raises is of all.
+Batch = Callable[[Connection, Sequence[I]], Sequence[T | Exception]]
+__all__ = [
+    "Batch",
+    "Connection",
+    "Database",
+    "Page",
+    "Row",
+    "Value",
+    "meta",
+    "open_database",
+    "raise_generation",
+    "row",
+    "rows",
+]
 BUSY_TIMEOUT_S: Final = 10
 CONNECT_TIMEOUT_S: Final = 10
 READERS_MAX: Final = 16  # connections of one process to PostgreSQL, beside the writer's
+GROUP_BYTES_MAX: Final = 8 << 20  # that came in the batches of one commit, so that none takes long
 CONFLICT_TRIES: Final = 6
 CONFLICT_WAIT_S: Final = 0.01  # doubled with each try
 _OPTIONS: Final = "-c statement_timeout=30000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=60000"
@@ -86,11 +106,33 @@ def paged(items: list[T], limit: int, key: Callable[[T], str | int | list[str]])
 
 
 class _Job:
-    __slots__ = ("future", "run")
+    """Something for the writer, and who waits for it: a thread, or a coroutine of `loop`."""
 
-    def __init__(self, run: Callable[[Connection], object]) -> None:
-        self.run = run
-        self.future: Future[object] = Future()
+    __slots__ = ("batch", "future", "item", "loop", "size")
+
+    def __init__(
+        self, batch: Any, item: Any, size: int, future: Future[Any] | asyncio.Future[Any], loop: Any = None
+    ) -> None:
+        self.batch, self.item, self.size, self.future, self.loop = batch, item, size, future, loop
+
+
+_Outcome = tuple[_Job, object, Exception | None]
+
+
+def _begins(future: Future[Any] | asyncio.Future[Any]) -> bool:
+    """Whether somebody still waits for it; a thread cannot give it up from here on."""
+    return not isinstance(future, Future) or future.set_running_or_notify_cancel()
+
+
+def _resolve(outcomes: list[_Outcome]) -> None:
+    """Tell those who wait; in their own loop's thread if they are coroutines."""
+    for job, result, problem in outcomes:
+        if job.future.done():
+            continue  # it was given up
+        if problem is None:
+            job.future.set_result(result)
+        else:
+            job.future.set_exception(problem)
 
 
 def open_database(where: Path | str) -> Any:
@@ -138,6 +180,7 @@ class Database:
             `tinysphere migrate` makes.
         queue_max: jobs that may wait; one more is refused.
         group_max: jobs in one commit.
+        waiting_bytes_max: of what waits in batches; more is refused.
         timeout_s: how long `write` waits for its commit.
 
     Raises:
@@ -145,12 +188,20 @@ class Database:
     """
 
     def __init__(
-        self, where: Path | str, *, queue_max: int = 2000, group_max: int = 200, timeout_s: float = 30.0
+        self,
+        where: Path | str,
+        *,
+        queue_max: int = 2000,
+        group_max: int = 200,
+        waiting_bytes_max: int = 64 << 20,
+        timeout_s: float = 30.0,
     ) -> None:
         self.where = where
         self._group_max = group_max
         self._timeout_s = timeout_s
-        self._queue: queue.Queue[_Job | None] = queue.Queue(queue_max)
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._queue_max, self._waiting_bytes_max = queue_max, waiting_bytes_max
+        self._waiting_bytes, self._bytes_lock = 0, threading.Lock()
         self._database = open_database(where)
         self.kind = kind_of(self._database)
         self.commits = 0
@@ -235,14 +286,48 @@ class Database:
         Raises:
             BusyError: too many jobs wait.
         """
+        future: Future[T] = Future()
+        self._enqueue(_Job(None, job, 0, future))
+        return future
+
+    async def batched(self, batch: Batch[I, T], item: I, size: int) -> T:
+        """Give something to a batch, from a coroutine; returns after the commit.
+
+        Args:
+            size: the bytes that it came in; what waits is bounded.
+
+        Raises:
+            BusyError: too much waits, or the disk did not answer in time.
+            StorageError: the disk is full or failing; nothing was stored.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._enqueue(_Job(batch, item, size, future, loop))
+        late = loop.call_later(self._timeout_s, self._give_up, future)
+        try:
+            return await future
+        finally:
+            late.cancel()
+
+    def _enqueue(self, job: _Job) -> None:
         if self._closed:
             raise BusyError("the server is stopping; try again", retry_after_s=5)
-        item = _Job(job)
-        try:
-            self._queue.put_nowait(item)
-        except queue.Full:
-            raise BusyError("too many changes wait to be written; try again", retry_after_s=2) from None
-        return item.future  # type: ignore[return-value]
+        if self._queue.qsize() >= self._queue_max:
+            raise BusyError("too many changes wait to be written; try again", retry_after_s=2)
+        if job.size:
+            with self._bytes_lock:
+                if self._waiting_bytes and self._waiting_bytes + job.size > self._waiting_bytes_max:
+                    raise BusyError("too many bytes wait to be written; try again", retry_after_s=2)
+                self._waiting_bytes += job.size
+        self._queue.put(job)
+
+    def _give_up(self, future: asyncio.Future[Any]) -> None:
+        if not future.done():
+            future.set_exception(self._too_late())
+
+    def _too_late(self) -> BusyError:
+        text = f"the disk did not answer within {self._timeout_s:g} s; ask again, resending is safe"
+        return BusyError(text, retry_after_s=5)
 
     def write(self, job: Callable[[Connection], T]) -> T:
         """Run a writing job and wait until it is on disk.
@@ -256,9 +341,7 @@ class Database:
             return future.result(self._timeout_s)
         except FutureTimeoutError:
             future.cancel()
-            raise BusyError(
-                f"the disk did not answer within {self._timeout_s:g} s; ask again, resending is safe", retry_after_s=5
-            ) from None
+            raise self._too_late() from None
 
     def close(self) -> None:
         """Finish what waits and stop the writer."""
@@ -277,8 +360,8 @@ class Database:
             first = self._queue.get()
             if first is None:
                 break
-            group, stop = [first], False
-            while len(group) < self._group_max:
+            group, size, stop = [first], first.size, False
+            while len(group) < self._group_max and size < GROUP_BYTES_MAX:
                 try:
                     item = self._queue.get_nowait()
                 except queue.Empty:
@@ -287,7 +370,11 @@ class Database:
                     stop = True
                     break
                 group.append(item)
-            group = [item for item in group if item.future.set_running_or_notify_cancel()]
+                size += item.size
+            if size:
+                with self._bytes_lock:
+                    self._waiting_bytes -= size
+            group = [item for item in group if _begins(item.future)]
             connection = self._usable(connection, group)
             if connection is not None:
                 self._commit(connection, group)
@@ -308,8 +395,7 @@ class Database:
         except Exception as error:
             failure = BusyError(UNREACHABLE, retry_after_s=5)
             failure.__cause__ = error
-            for item in group:
-                item.future.set_exception(failure)
+            self._tell([(item, None, failure) for item in group])
             return None
 
     def _commit(self, connection: Connection, group: list[_Job]) -> None:
@@ -325,33 +411,42 @@ class Database:
                     break
             self._settle([item], outcomes, failure)
 
-    def _settle(
-        self, group: list[_Job], outcomes: list[tuple[_Job, object, Exception | None]], failure: Exception | None
-    ) -> None:
+    def _settle(self, group: list[_Job], outcomes: list[_Outcome], failure: Exception | None) -> None:
         if failure is not None:
-            failure = (storage_error(failure) if is_database_error(failure) else None) or failure
-            for item in group:
-                item.future.set_exception(failure)
+            problem = (storage_error(failure) if is_database_error(failure) else None) or failure
+            self._tell([(item, None, problem) for item in group])
             return
         self.commits += 1
         self.jobs += len(group)
-        for item, result, problem in outcomes:
-            if problem is None:
-                item.future.set_result(result)
-            else:
-                item.future.set_exception(problem)
+        self._tell(outcomes)
 
-    def _try(
-        self, connection: Connection, group: list[_Job]
-    ) -> tuple[list[tuple[_Job, object, Exception | None]], Exception | None]:
+    @staticmethod
+    def _tell(outcomes: list[_Outcome]) -> None:
+        """Give the outcomes: those of one loop together, because waking it costs more than they do."""
+        loops: dict[Any, list[_Outcome]] = {}
+        for outcome in outcomes:
+            loops.setdefault(outcome[0].loop, []).append(outcome)
+        for loop, found in loops.items():
+            if loop is None:
+                _resolve(found)
+            else:
+                with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                    loop.call_soon_threadsafe(_resolve, found)
+
+    def _try(self, connection: Connection, group: list[_Job]) -> tuple[list[_Outcome], Exception | None]:
         """Run a group in one transaction: each job's outcome, and why nothing was committed, if so."""
-        outcomes: list[tuple[_Job, object, Exception | None]] = []
+        outcomes: list[_Outcome] = []
         try:
             connection.execute("BEGIN IMMEDIATE" if self.kind == "sqlite" else "BEGIN")
+            batches: dict[Any, list[_Job]] = {}
             for item in group:
-                outcomes.append((item, *self._run(connection, item)))
-                if not connection.in_transaction:  # SQLite rolls everything back by itself when the disk is full
-                    raise outcomes[-1][2] or StorageError("the transaction was lost; nothing was stored")
+                if item.batch is None:
+                    outcomes.append((item, *self._run(connection, item.item)))
+                    self._check(connection, outcomes[-1][2])
+                else:
+                    batches.setdefault(item.batch, []).append(item)
+            for batch, items in batches.items():
+                outcomes += self._run_batch(connection, batch, items)
             connection.execute("COMMIT")
         except Exception as error:
             with suppress(Exception):
@@ -360,10 +455,39 @@ class Database:
         return outcomes, None
 
     @staticmethod
-    def _run(connection: Connection, item: _Job) -> tuple[object, Exception | None]:
+    def _check(connection: Connection, problem: Exception | None) -> None:
+        if not connection.in_transaction:  # SQLite rolls everything back by itself when the disk is full
+            raise problem or StorageError("the transaction was lost; nothing was stored")
+
+    def _run_batch(self, connection: Connection, batch: Batch[Any, Any], items: list[_Job]) -> list[_Outcome]:
+        """Each one's outcome: from all at once, or when that failed from each alone."""
+
+        def run(some: list[_Job]) -> Callable[[Connection], list[_Outcome]]:
+            def job(connection: Connection) -> list[_Outcome]:
+                results = batch(connection, [item.item for item in some])
+                return [
+                    (item, None, result) if isinstance(result, Exception) else (item, result, None)
+                    for item, result in zip(some, results, strict=True)
+                ]
+
+            return job
+
+        outcomes, problem = self._run(connection, run(items))
+        self._check(connection, problem)
+        if problem is None:
+            return cast("list[_Outcome]", outcomes)
+        if len(items) == 1:
+            return [(items[0], None, problem)]
+        found: list[_Outcome] = []
+        for item in items:
+            found += self._run_batch(connection, batch, [item])
+        return found
+
+    @staticmethod
+    def _run(connection: Connection, job: Callable[[Connection], T]) -> tuple[T | None, Exception | None]:
         connection.execute("SAVEPOINT job")
         try:
-            result = item.run(connection)
+            result = job(connection)
         except Exception as error:
             if is_conflict(error) or connection.is_broken():
                 raise  # the whole group is tried again, or fails

@@ -198,42 +198,57 @@ class Plan:
     unfit: Mapping[int, str]
 
 
+class Planner:
+    """Says what devices should run, in one transaction: what is the same for all of them is read once."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.generation: Final = int(meta(connection, "generation"))
+        self._shared: tuple[Groups, list[Row]] | None = None
+
+    def plan(self, device_id: str) -> Plan:
+        """Of each model the newest active deployment that means the device and that it is fit for."""
+        sql = "SELECT id, name, labels, capabilities, boards FROM device WHERE id = ? AND retired_at IS NULL"
+        device = row(self._connection, sql, (device_id,))
+        if device is None:
+            return Plan(Desired(self.generation), {})
+        if self._shared is None:
+            active = rows(
+                self._connection,
+                "SELECT d.id, d.model, d.version, d.sha256, d.selector, v.size, v.manifest FROM deployment d"
+                " JOIN model_version v ON v.model = d.model AND v.version = d.version"
+                " WHERE d.state = 'active' ORDER BY d.id DESC LIMIT ?",
+                (ACTIVE_MAX,),
+            )
+            self._shared = Groups(self._connection), active
+        groups, active = self._shared
+        facts, chosen = groups.facts_of(device), {}
+        capabilities = json.loads(device["capabilities"])
+        unfit: dict[int, str] = {}
+        for found in active:
+            if found["model"] in chosen or not selectors.parse(found["selector"]).matches(facts):
+                continue
+            requires, formats = _asked(found["manifest"])
+            problems = unmet(requires, formats, capabilities)
+            if BOARD in formats and not device["boards"]:
+                problems.append("it is for boards, and there is none behind the device")
+            if problems:
+                unfit[found["id"]] = "; ".join(problems)
+                continue
+            chosen[found["model"]] = DesiredModel(
+                model=found["model"],
+                version=found["version"],
+                sha256=found["sha256"],
+                size=found["size"],
+                url=f"/api/v1/packages/{found['sha256']}",
+                deployment=found["id"],
+            )
+        return Plan(Desired(self.generation, tuple(chosen[name] for name in sorted(chosen))), unfit)
+
+
 def plan(connection: Connection, device_id: str) -> Plan:
     """What a device should run: of each model the newest active deployment that means it and that it is fit for."""
-    sql = "SELECT id, name, labels, capabilities, boards FROM device WHERE id = ? AND retired_at IS NULL"
-    device = row(connection, sql, (device_id,))
-    generation = int(meta(connection, "generation"))
-    if device is None:
-        return Plan(Desired(generation), {})
-    facts, chosen = Groups(connection).facts_of(device), {}
-    capabilities = json.loads(device["capabilities"])
-    unfit: dict[int, str] = {}
-    active = rows(
-        connection,
-        "SELECT d.id, d.model, d.version, d.sha256, d.selector, v.size, v.manifest FROM deployment d"
-        " JOIN model_version v ON v.model = d.model AND v.version = d.version"
-        " WHERE d.state = 'active' ORDER BY d.id DESC LIMIT ?",
-        (ACTIVE_MAX,),
-    )
-    for found in active:
-        if found["model"] in chosen or not selectors.parse(found["selector"]).matches(facts):
-            continue
-        requires, formats = _asked(found["manifest"])
-        problems = unmet(requires, formats, capabilities)
-        if BOARD in formats and not device["boards"]:
-            problems.append("it is for boards, and there is none behind the device")
-        if problems:
-            unfit[found["id"]] = "; ".join(problems)
-            continue
-        chosen[found["model"]] = DesiredModel(
-            model=found["model"],
-            version=found["version"],
-            sha256=found["sha256"],
-            size=found["size"],
-            url=f"/api/v1/packages/{found['sha256']}",
-            deployment=found["id"],
-        )
-    return Plan(Desired(generation, tuple(chosen[name] for name in sorted(chosen))), unfit)
+    return Planner(connection).plan(device_id)
 
 
 @functools.lru_cache(256)

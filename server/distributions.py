@@ -7,7 +7,7 @@ fully-mergeable quantile sketch with relative-error guarantees" (VLDB 2019). Pur
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -55,9 +55,16 @@ class Distribution(msgspec.Struct, array_like=True):
         elif self.accuracy > other.accuracy:
             theirs = _coarser(theirs, other.accuracy, self.accuracy)
         self.zeros = min(self.zeros + other.zeros, INTEGER_MAX)
+        if not mine:
+            self.buckets = dict(theirs)
+            return
         sums = dict(mine)
-        for index, count in theirs.items():
-            sums[index] = min(sums.get(index, 0) + count, INTEGER_MAX)
+        if sum(mine.values()) + sum(theirs.values()) <= INTEGER_MAX:
+            for index, count in theirs.items():
+                sums[index] = sums.get(index, 0) + count
+        else:
+            for index, count in theirs.items():
+                sums[index] = min(sums.get(index, 0) + count, INTEGER_MAX)
         self.buckets = _collapsed(sums)
 
     def _add_moments(self, other: Distribution) -> None:
@@ -87,6 +94,10 @@ class Distribution(msgspec.Struct, array_like=True):
     def quantile(self, q: float) -> float | None:
         """A value within the relative accuracy of the true quantile, or None when nothing was counted."""
         return quantile(self.buckets, self.accuracy, self.zeros, q)
+
+    def quantiles(self, qs: Sequence[float]) -> list[float | None]:
+        """Several of them, from the lowest to the highest."""
+        return quantiles(self.buckets, self.accuracy, self.zeros, qs)
 
 
 def _finite(value: float | None) -> float | None:
@@ -123,19 +134,26 @@ def quantile(buckets: Mapping[int, int], accuracy: float, zeros: int, q: float) 
     Returns:
         A value within the relative accuracy of the true one, or None when nothing was counted.
     """
+    return quantiles(buckets, accuracy, zeros, (q,))[0]
+
+
+def quantiles(buckets: Mapping[int, int], accuracy: float, zeros: int, qs: Sequence[float]) -> list[float | None]:
+    """Several quantiles of a DDSketch, from the lowest to the highest."""
     total = zeros + sum(buckets.values())
     if total == 0:
-        return None
-    rank, seen = q * (total - 1), zeros
-    if rank < seen:
-        return 0.0
-    index = 0
-    for index in sorted(buckets):
-        seen += buckets[index]
-        if rank < seen:
-            break
-    gamma = (1.0 + accuracy) / (1.0 - accuracy)
-    return 2.0 * math.exp(min(index * math.log(gamma), _EXPONENT_MAX)) / (gamma + 1.0)
+        return [None] * len(qs)
+    found: list[float | None] = []
+    order, seen, index, gamma = iter(sorted(buckets)), zeros, 0, (1.0 + accuracy) / (1.0 - accuracy)
+    for q in qs:
+        rank = q * (total - 1)
+        if rank < zeros:
+            found.append(0.0)
+            continue
+        while rank >= seen and (following := next(order, None)) is not None:
+            index = following
+            seen += buckets[index]
+        found.append(2.0 * math.exp(min(index * math.log(gamma), _EXPONENT_MAX)) / (gamma + 1.0))
+    return found
 
 
 def read(fields: Fields) -> Distribution:
@@ -148,7 +166,7 @@ def read(fields: Fields) -> Distribution:
     accuracy = sketch.number("accuracy", low=1e-6, high=0.5)
     buckets: dict[int, int] = {}
     for number, item in enumerate(sketch.items("buckets", length_max=BUCKETS_READ_MAX)):
-        if not isinstance(item, list) or len(item) != 2 or not all(type(value) is int for value in item):
+        if type(item) is not list or len(item) != 2 or type(item[0]) is not int or type(item[1]) is not int:
             raise sketch.fail(f"buckets[{number}]", "expected [index, count]")
         index, count = item
         if not -_INDEX_MAX <= index <= _INDEX_MAX or not 0 <= count <= INTEGER_MAX:

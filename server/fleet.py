@@ -151,7 +151,6 @@ def enrol(db: Database, request: EnrolRequest, now_s: float) -> tuple[Enrolled, 
             " next_sync_s, row_version, serial) VALUES (?, ?, ?, ?, ?, ?, '[]', ?, 30.0, 1, ?)",
             (device_id, name, request.secret_sha256, token_id, labels, capabilities, now_s, request.serial or None),
         )
-        raise_generation(connection)
         audit(connection, f"device:{device_id}", "device.enrol", f"{device_id} join token {token_id}", now_s)
         return Enrolled(device_id, name, db.instance), True
 

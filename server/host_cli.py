@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import gc
 import getpass
 import ipaddress
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -36,6 +38,8 @@ from .schema import Schema
 from .store import FolderStore, Store
 
 CA_BYTES_MAX: Final = 256 << 10
+FILES_SPARE: Final = 200  # of the open files: databases, blobs, pages
+GC_THRESHOLDS: Final = (50_000, 20, 50)
 
 
 def _is_loopback(host: str) -> bool:
@@ -120,6 +124,10 @@ def _serve(arguments: argparse.Namespace) -> None:
             **bucket,
         )
         app = create_app(config)
+        # Thousands of records that wait are no garbage: looking through all of them again and again costs more than the
+        # few cycles that a request leaves.
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         # uvicorn sends itself the signal again after its graceful stop: that must end the process with 0.
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
         print(f"TinySphere listens on {'https' if tls else 'http'}://{shown}:{port}", flush=True)
@@ -134,13 +142,23 @@ def _serve(arguments: argparse.Namespace) -> None:
                 # Only from this address are X-Forwarded-For and -Proto believed: anybody can send them.
                 proxy_headers=bool(arguments.behind_proxy),
                 forwarded_allow_ips=arguments.behind_proxy or None,
-                limit_concurrency=config.connections_max,
+                limit_concurrency=_connections(config.connections_max),
                 timeout_keep_alive=config.keep_alive_s,
                 timeout_graceful_shutdown=config.stop_s,
                 http=protocol_with(config.header_timeout_s),
-                h11_max_incomplete_event_size=64 << 10,
             )
         ).run(sockets=[listener])
+
+
+def _connections(wanted: int) -> int:
+    """How many connections there may be: as many as wanted, or as the process may open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + FILES_SPARE
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return min(wanted, max(1, soft - FILES_SPARE))
+    return wanted
 
 
 @contextlib.contextmanager
@@ -235,7 +253,7 @@ def _store_of(arguments: argparse.Namespace, instance: str, former: str | None =
     return S3Store(s3, folder, instance, insecure=arguments.insecure, former=former)
 
 
-def _telling() -> Callable[[str], None]:
+def telling() -> Callable[[str], None]:
     """Show on a terminal what is being done, in one line."""
 
     def tell(what: str) -> None:
@@ -245,7 +263,7 @@ def _telling() -> Callable[[str], None]:
 
 
 def _backup(arguments: argparse.Namespace) -> None:
-    tell, path = _telling(), Path(arguments.file)
+    tell, path = telling(), Path(arguments.file)
     if path.exists() and not arguments.force:
         raise StartError(f"{path} is there already; take another name, or say --force")
     with _schema(arguments) as schema:
@@ -268,7 +286,7 @@ def _backup(arguments: argparse.Namespace) -> None:
 
 
 def _restore(arguments: argparse.Namespace) -> None:
-    tell, path = _telling(), Path(arguments.file)
+    tell, path = telling(), Path(arguments.file)
     manifest, instance = backups.inspect(path, tell), secrets.token_hex(8)
     # Blobs first: they do no harm while the database is empty, and a restore that was cut off begins again.
     with _own_folder(Path(arguments.data), shared=False), _schema(arguments) as schema:

@@ -1,5 +1,7 @@
 """What a sync means: records are settled in order, each exactly once; the answer tells the device what to run.
 
+The syncs that wait for the writer are settled together: what they only add is written with one statement a table.
+
 A record's id is (device, stream, epoch, seq). One watermark per (device, stream, epoch) holds the last settled seq:
 what is not above it was seen before and changes nothing. A refused record is settled too, its reason is kept. A seq
 that jumps leaves a gap row, until a `gap` record says why. Everything of one sync is one transaction.
@@ -7,31 +9,34 @@ that jumps leaves a gap row, until a `gap` record says why. Everything of one sy
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from typing import Final, cast
 
 import msgspec
 from tinylcm.checks import Fields
 from tinylcm.errors import WireError
-from tinylcm.types import Record, Stream
+from tinylcm.types import Json, Stream
 from tinylcm.wire import (
     STREAMS,
     Desired,
+    RecordReader,
     Refused,
     SyncRequest,
     SyncResponse,
-    finite,
-    record_from_json,
     record_id,
 )
 
 from . import boards, commands, deployments, distributions, feed, logs, settings
-from .db import Connection, Database, Value, meta, row, rows
+from .auth import check_device
+from .db import Batch, Connection, Database, Row, Value, row, rows
+from .errors import UnauthorizedError
 from .judgements import Judgements
 from .rollups import Rollup, Rollups
+from .sql import rows_of
 
 DEPLOYMENT_STATES: Final = frozenset(
     {"offered", "downloading", "staged", "refused", "trial", "confirmed", "rolled_back"}
@@ -61,77 +66,118 @@ COLUMNS: Final = {
 }  # fmt: skip
 _LATEST: Final = COLUMNS["summary"][:-1]  # without the payload
 _AT: Final = _LATEST.index("at")
-_LATEST_SQL: Final = (
-    f"INSERT INTO latest ({', '.join(_LATEST)}) VALUES ({', '.join('?' * len(_LATEST))})"  # noqa: S608 (constants)
-    f" ON CONFLICT (device, model) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _LATEST[2:])}"
+_LATEST_HEAD: Final = f"INSERT INTO latest ({', '.join(_LATEST)})"
+_LATEST_TAIL: Final = (
+    f"ON CONFLICT (device, model) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _LATEST[2:])}"
     " WHERE excluded.at >= latest.at"
 )
+_MARK_HEAD: Final = "INSERT INTO watermark (device, stream, epoch, seq)"
+_MARK_TAIL: Final = "ON CONFLICT (device, stream, epoch) DO UPDATE SET seq = excluded.seq"
+_ANCHOR_HEAD: Final = "INSERT INTO anchor (device, boot, boot_ns, device_wall_s, received_at)"
+_ANCHOR_TAIL: Final = (
+    "ON CONFLICT (device, boot) DO UPDATE SET boot_ns = excluded.boot_ns,"
+    " device_wall_s = excluded.device_wall_s, received_at = excluded.received_at"
+)
+_SEEN_HEAD: Final = (
+    "UPDATE device SET last_seen_at = CAST(v.column2 AS DOUBLE PRECISION),"
+    " clock_offset_s = CAST(v.column3 AS DOUBLE PRECISION), running = v.column4,"
+    " next_sync_s = CAST(v.column5 AS DOUBLE PRECISION), capabilities = v.column6,"
+    " boards = CAST(v.column7 AS BIGINT) FROM ("
+)
+_SEEN_TAIL: Final = ") AS v WHERE device.id = v.column1"
 
 
-@dataclass(slots=True)
-class _Batch:
-    """One device's records of one stream: what is only added waits for one statement a table."""
+class Delivery(msgspec.Struct, frozen=True):
+    """One device's sync. With `key_sha256` its key is checked again in the transaction: it may be over by now."""
 
-    connection: Connection
     device: str
-    stream: Stream
+    request: SyncRequest
     now_s: float
-    added: dict[str, list[tuple[Value, ...]]] = field(default_factory=dict)
-    latest: dict[str, tuple[Value, ...]] = field(default_factory=dict)
-    rollups: Rollups = field(init=False)
-    judgements: Judgements = field(init=False)
+    next_sync_s: float
+    key_sha256: str | None = None
 
-    def __post_init__(self) -> None:
-        self.rollups = Rollups(self.connection, self.device)
-        self.judgements = Judgements(self.device, self.now_s)
+
+class _Group:
+    """What the syncs of one transaction add: it waits for one statement a table."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.added: dict[str, list[tuple[Value, ...]]] = {}
+        self.latest: dict[tuple[str, str], tuple[Value, ...]] = {}
+        self.marks: dict[tuple[str, Stream, str], int] = {}
+        self.judgements: dict[str, Judgements] = {}
+        self.rollups = Rollups(connection)
+
+    def flush(self) -> None:
+        """Write the rows, the sums and the watermarks."""
+        for table, values in self.added.items():
+            self.connection.insert(table, COLUMNS[table], values)
+        self.rollups.flush()
+        for judgements in self.judgements.values():
+            judgements.flush(self.connection)
+        self.connection.bulk(_LATEST_HEAD, list(self.latest.values()), _LATEST_TAIL)
+        self.connection.bulk(_MARK_HEAD, [(*key, seq) for key, seq in self.marks.items()], _MARK_TAIL)
+
+
+class _Batch:
+    """One device's records of one stream."""
+
+    def __init__(self, group: _Group, delivery: Delivery, stream: Stream) -> None:
+        self.connection, self.device, self.stream = group.connection, delivery.device, stream
+        self.now_s = delivery.now_s
+        self.lines = 0  # of its log
+        self._group = group
 
     def add(self, table: str, *values: Value) -> None:
         """A row, in the order of `COLUMNS`."""
-        self.added.setdefault(table, []).append(values)
+        self._group.added.setdefault(table, []).append(values)
 
     def tell(self, type: str, model: str | None = None, **body: object) -> None:
         """Let those hear of it who follow what happens."""
         self.add("feed", *feed.values_of(type, self.now_s, self.device, model, **body))
 
+    @property
+    def judgements(self) -> Judgements:
+        """What the device has predicted, and what was true."""
+        known = self._group.judgements.get(self.device)
+        if known is None:
+            known = self._group.judgements[self.device] = Judgements(self.device, self.now_s)
+        return known
+
+    def rollup(self, model: str, version: str, time_s: float, rollup: Rollup) -> None:
+        """Count a summary."""
+        self._group.rollups.add(self.device, model, version, time_s, rollup)
+
     def note_latest(self, model: str, values: tuple[Value, ...]) -> None:
         """The newest values of a model, in the order of the summary's columns; an older one changes nothing."""
-        known = self.latest.get(model)
+        known = self._group.latest.get((self.device, model))
         if known is None or cast("float", known[_AT]) <= cast("float", values[_AT]):
-            self.latest[model] = values
-
-    def flush(self) -> None:
-        """Write the rows and the sums."""
-        for table, values in self.added.items():
-            self.connection.insert(table, COLUMNS[table], values)
-        self.rollups.flush()
-        self.judgements.flush(self.connection)
-        self.connection.executemany(_LATEST_SQL, list(self.latest.values()))
+            self._group.latest[self.device, model] = values
 
 
 class _Times:
     """Server time of a device's records, from the anchors of its boots."""
 
-    def __init__(self, connection: Connection, device: str) -> None:
-        self._connection, self._device = connection, device
-        self._known: dict[str, tuple[int, float] | None] = {}
+    def __init__(self, connection: Connection, delivery: Delivery) -> None:
+        self._connection, self._device = connection, delivery.device
+        request = delivery.request
+        self._known: dict[str, tuple[int, float] | None] = {request.boot: (request.anchor.boot_ns, delivery.now_s)}
 
-    def at(self, record: Record) -> float | None:
+    def at(self, boot: str, boot_ns: int) -> float | None:
         """Unix seconds on the server's clock, or None when the boot was never anchored."""
-        if record.boot not in self._known:
-            found = row(
-                self._connection,
-                "SELECT boot_ns, received_at FROM anchor WHERE device = ? AND boot = ?",
-                (self._device, record.boot),
-            )
-            self._known[record.boot] = (found["boot_ns"], found["received_at"]) if found else None
-        anchor = self._known[record.boot]
-        return None if anchor is None else anchor[1] - (anchor[0] - record.boot_ns) / 1e9
+        if boot not in self._known:
+            sql = "SELECT boot_ns, received_at FROM anchor WHERE device = ? AND boot = ?"
+            found = row(self._connection, sql, (self._device, boot))
+            self._known[boot] = (found["boot_ns"], found["received_at"]) if found else None
+        anchor = self._known[boot]
+        return None if anchor is None else anchor[1] - (anchor[0] - boot_ns) / 1e9
 
 
 def sync(db: Database, device: str, request: SyncRequest, now_s: float, next_sync_s: float) -> SyncResponse:
     """Settle a device's records and say what it should run; returns after the commit.
 
     Raises:
+        UnauthorizedError: there is no such device any more.
         BusyError: too many changes wait; nothing was settled.
         StorageError: the disk refuses; nothing was settled.
     """
@@ -142,132 +188,222 @@ def sync_in(
     connection: Connection, instance: str, device: str, request: SyncRequest, now_s: float, next_sync_s: float
 ) -> SyncResponse:
     """The body of `sync`, in a writing job."""
-    is_changed = _note_device(connection, device, request, now_s, next_sync_s)
-    times = _Times(connection, device)
-    acked: dict[str, tuple[str, int] | None] = {}
-    refused: list[Refused] = []
-    batches: dict[Stream, Sequence[object]] = {"events": request.events, "details": request.details}
-    for stream in STREAMS:
-        acked[stream] = _settle(connection, device, stream, batches[stream], times, now_s, refused)
-    desired: Desired | None = None
-    is_known = request.server_instance == instance and request.generation == int(meta(connection, "generation"))
-    if is_changed or not is_known:
-        planned = deployments.plan(connection, device)
-        names = [model.model for model in planned.desired.models]
-        config = settings.desired_for(connection, device, names)
-        desired = replace(planned.desired, config=config)
-        deployments.offer(connection, device, planned, now_s)
-    return SyncResponse(
-        acked=acked,
-        server_instance=instance,
-        server_time=now_s,
-        next_sync_s=next_sync_s,
-        desired="unchanged" if desired is None else desired,
-        downlink=commands.deliver(connection, device, request.downlink_cursor, now_s),
-        refused=tuple(refused),
-    )
+    answer = settle(instance, connection, [Delivery(device, request, now_s, next_sync_s)])[0]
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def _note_device(connection: Connection, device: str, request: SyncRequest, now_s: float, next_sync_s: float) -> bool:
-    """Whether it reports other capabilities than before, or has boards where it had none: then other selectors and
-    packages may mean it."""
-    reported = json.dumps(request.capabilities)
-    before = row(connection, "SELECT capabilities, boards FROM device WHERE id = ?", (device,))
-    count = had = before["boards"] if before is not None else 0
-    if request.boards or count:
-        count = boards.note(connection, device, request.boards, now_s)
-    connection.execute(
-        "UPDATE device SET last_seen_at = ?, clock_offset_s = ?, running = ?, next_sync_s = ?,"
-        " boards = ?,"
-        " capabilities = CASE WHEN ? = '{}' THEN capabilities ELSE ? END WHERE id = ?",
-        (
-            now_s,
-            request.anchor.wall_s - now_s,
-            json.dumps([asdict(running) for running in request.running]),
-            next_sync_s,
-            count,
-            *(reported,) * 2,
-            device,
-        ),
+@functools.lru_cache(64)
+def batch_of(instance: str) -> Batch[Delivery, SyncResponse]:
+    """`settle` for `Database.batched`: always the same one, so that its deliveries meet."""
+    return functools.partial(settle, instance)
+
+
+def settle(instance: str, connection: Connection, deliveries: Sequence[Delivery]) -> Sequence[SyncResponse | Exception]:
+    """The syncs of many devices in one transaction: the answer to each, or why it is refused.
+
+    Two of one device are settled one after the other.
+    """
+    answers: dict[int, SyncResponse | Exception] = {}
+    waiting = list(enumerate(deliveries))
+    while waiting:
+        devices: set[str] = set()
+        now: list[tuple[int, Delivery]] = []
+        later: list[tuple[int, Delivery]] = []
+        for numbered in waiting:
+            (later if numbered[1].device in devices else now).append(numbered)
+            devices.add(numbered[1].device)
+        found = _settle_round(instance, connection, [delivery for _, delivery in now])
+        answers.update(zip((number for number, _ in now), found, strict=True))
+        waiting = later
+    return [answers[number] for number in range(len(deliveries))]
+
+
+def _settle_round(
+    instance: str, connection: Connection, deliveries: Sequence[Delivery]
+) -> list[SyncResponse | Exception]:
+    answers: dict[str, SyncResponse | Exception] = {}
+    known = _devices(connection, deliveries)
+    admitted: list[tuple[Delivery, bool]] = []
+    for delivery in deliveries:
+        device = known.get(delivery.device)
+        try:
+            check_device(connection, delivery.device, device, delivery.key_sha256)
+        except UnauthorizedError as error:
+            answers[delivery.device] = error
+            continue
+        assert device is not None
+        admitted.append((delivery, device["last_seen_at"] is None))
+    changed = _note_devices(connection, [delivery for delivery, _ in admitted], known)
+    group = _Group(connection)
+    marks = _Marks(connection, [delivery for delivery, _ in admitted])
+    settled = [_settle(group, marks, delivery) for delivery, _ in admitted]
+    group.flush()
+    planner = deployments.Planner(connection)
+    commanded = commands.waiting_for(connection, [delivery.device for delivery, _ in admitted])
+    for (delivery, is_new), (acked, refused) in zip(admitted, settled, strict=True):
+        device_id, request, now_s = delivery.device, delivery.request, delivery.now_s
+        desired: Desired | None = None
+        is_known = request.server_instance == instance and request.generation == planner.generation
+        if is_new or device_id in changed or not is_known:
+            planned = planner.plan(device_id)
+            names = [model.model for model in planned.desired.models]
+            config = settings.desired_for(connection, device_id, names)
+            desired = replace(planned.desired, config=config)
+            deployments.offer(connection, device_id, planned, now_s)
+        downlink: tuple[Json, ...] = ()
+        if device_id in commanded:
+            downlink = commands.deliver(connection, device_id, request.downlink_cursor, now_s)
+        answers[device_id] = SyncResponse(
+            acked=acked,
+            server_instance=instance,
+            server_time=now_s,
+            next_sync_s=delivery.next_sync_s,
+            desired="unchanged" if desired is None else desired,
+            downlink=downlink,
+            refused=tuple(refused),
+        )
+    return [answers[delivery.device] for delivery in deliveries]
+
+
+def _devices(connection: Connection, deliveries: Sequence[Delivery]) -> dict[str, Row]:
+    # Of two processes that got the same device's records the second waits here, and then sees the other's watermarks.
+    lock = "ORDER BY id FOR UPDATE" if connection.kind == "postgresql" else ""
+    sql = (
+        "SELECT id, secret_sha256, next_secret_sha256, revoked_at, retired_at, last_seen_at, capabilities, boards"
+        " FROM device WHERE id IN"
     )
-    connection.execute(
-        "INSERT INTO anchor (device, boot, boot_ns, device_wall_s, received_at) VALUES (?, ?, ?, ?, ?)"
-        " ON CONFLICT (device, boot) DO UPDATE SET boot_ns = excluded.boot_ns,"
-        " device_wall_s = excluded.device_wall_s, received_at = excluded.received_at",
-        (device, request.boot, request.anchor.boot_ns, request.anchor.wall_s, now_s),
-    )
-    is_other = bool(request.capabilities) and before is not None and before["capabilities"] != reported
-    return before is not None and (is_other or bool(had) != bool(count))
+    keys = sorted({(delivery.device,) for delivery in deliveries})
+    return {found["id"]: found for found in rows_of(connection, sql, keys, lock)}
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _note_devices(connection: Connection, deliveries: Sequence[Delivery], known: Mapping[str, Row]) -> set[str]:
+    """Write down when and how they came. Returns those that report other capabilities, or have boards where they had
+    none: other selectors and packages may mean them."""
+    changed: set[str] = set()
+    seen: list[tuple[Value, ...]] = []
+    anchors: list[tuple[Value, ...]] = []
+    for delivery in deliveries:
+        request, device, now_s = delivery.request, delivery.device, delivery.now_s
+        capabilities = before = known[device]["capabilities"]
+        if request.capabilities and (capabilities := _json(request.capabilities)) != before:
+            changed.add(device)
+        running = _json(request.running)
+        count = had = known[device]["boards"]
+        if request.boards or count:
+            count = boards.note(connection, device, request.boards, now_s)
+        if bool(had) != bool(count):
+            changed.add(device)
+        offset_s = request.anchor.wall_s - now_s
+        seen.append((device, now_s, offset_s, running, delivery.next_sync_s, capabilities, count))
+        anchors.append((device, request.boot, request.anchor.boot_ns, request.anchor.wall_s, now_s))
+    connection.bulk(_SEEN_HEAD, seen, _SEEN_TAIL)
+    connection.bulk(_ANCHOR_HEAD, anchors, _ANCHOR_TAIL)
+    return changed
+
+
+class _Marks:
+    """The watermarks of everything that some syncs name, read at once."""
+
+    def __init__(self, connection: Connection, deliveries: Sequence[Delivery]) -> None:
+        self._connection = connection
+        self.items: dict[tuple[str, Stream], list[tuple[tuple[str, int], object]]] = {}
+        keys: dict[tuple[str, str, str], None] = {}
+        for delivery in deliveries:
+            for stream, items in (("events", delivery.request.events), ("details", delivery.request.details)):
+                if not items:
+                    continue
+                # What cannot be named cannot be settled by itself; what follows settles it.
+                named = [(identity, item) for item in items if (identity := record_id(item)) is not None]
+                self.items[delivery.device, cast("Stream", stream)] = named
+                for epoch in {identity[0] for identity, _ in named}:
+                    keys[delivery.device, stream, epoch] = None
+        sql = "SELECT device, stream, epoch, seq FROM watermark WHERE (device, stream, epoch) IN"
+        self._seqs = {
+            (found["device"], found["stream"], found["epoch"]): int(found["seq"])
+            for found in rows_of(connection, sql, list(keys))
+        }
+        self._epochs: dict[tuple[str, str], int] = {}
+
+    def seq(self, device: str, stream: str, epoch: str) -> int:
+        """The last settled one; 0 when there is none."""
+        return self._seqs.get((device, stream, epoch), 0)
+
+    def admit_epoch(self, device: str, stream: str) -> bool:
+        """Whether the device may begin one more: it cannot fill the disk with epochs."""
+        key = device, stream
+        if key not in self._epochs:
+            sql = "SELECT COUNT(*) AS n FROM watermark WHERE device = ? AND stream = ?"
+            found = row(self._connection, sql, key)
+            self._epochs[key] = int(found["n"]) if found else 0
+        if self._epochs[key] >= EPOCHS_MAX:
+            return False
+        self._epochs[key] += 1
+        return True
 
 
 def _settle(
-    connection: Connection,
-    device: str,
+    group: _Group, marks: _Marks, delivery: Delivery
+) -> tuple[dict[str, tuple[str, int] | None], list[Refused]]:
+    """What is acknowledged in each stream, and what is refused."""
+    acked: dict[str, tuple[str, int] | None] = {}
+    refused: list[Refused] = []
+    times, reader = _Times(group.connection, delivery), RecordReader()
+    for stream in STREAMS:
+        named = marks.items.get((delivery.device, stream))
+        acked[stream] = named[-1][0] if named else None
+        if named:
+            _settle_stream(group, marks, delivery, stream, named, times, reader, refused)
+    return acked, refused
+
+
+def _settle_stream(
+    group: _Group,
+    marks: _Marks,
+    delivery: Delivery,
     stream: Stream,
-    items: Sequence[object],
+    named: Sequence[tuple[tuple[str, int], object]],
     times: _Times,
-    now_s: float,
+    reader: RecordReader,
     refused: list[Refused],
-) -> tuple[str, int] | None:
-    marks: dict[str, int] = {}
-    batch = _Batch(connection, device, stream, now_s)
-    last: tuple[str, int] | None = None
-    epochs: int | None = None
-    for item in items:
-        identity = record_id(item)
-        if identity is None:
-            continue  # it cannot be named, so it cannot be settled by itself; what follows settles it
-        last = identity
-        epoch, seq = identity
-        if epoch not in marks:
-            mark = _watermark(connection, device, stream, epoch)
-            if mark == 0:
-                epochs = _epochs(connection, device, stream) if epochs is None else epochs
-                if epochs >= EPOCHS_MAX:  # no row is kept of it either: a device cannot fill the disk with epochs
-                    reason = f"the device has used {EPOCHS_MAX} epochs on stream {stream}, the most that are taken"
-                    refused.append(Refused(stream, epoch, seq, f"{reason}; enrol it again"))
-                    continue
-                epochs += 1
-            marks[epoch] = mark
-        if seq <= marks[epoch]:
+) -> None:
+    device, now_s, connection = delivery.device, delivery.now_s, group.connection
+    seqs: dict[str, int] = {}
+    batch, stored = _Batch(group, delivery, stream), group.added.setdefault("record", [])
+    for (epoch, seq), item in named:
+        last = seqs.get(epoch)
+        if last is None:
+            last = marks.seq(device, stream, epoch)
+            if last == 0 and not marks.admit_epoch(device, stream):  # no row is kept of it either
+                reason = f"the device has used {EPOCHS_MAX} epochs on stream {stream}, the most that are taken"
+                refused.append(Refused(stream, epoch, seq, f"{reason}; enrol it again"))
+                continue
+            seqs[epoch] = last
+        if seq <= last:
             continue
-        if seq > marks[epoch] + 1:
-            _gap(connection, device, stream, epoch, marks[epoch] + 1, seq - 1, None, seq - 1 - marks[epoch], now_s)
-        marks[epoch] = seq
+        if seq > last + 1:
+            _gap(connection, device, stream, epoch, last + 1, seq - 1, None, seq - 1 - last, now_s)
+        seqs[epoch] = seq
         try:
-            record = record_from_json(item)
-            at = times.at(record)
-            handler = _HANDLERS.get(record.type)
+            kind, boot, boot_ns, payload = reader.read(item)
+            at = times.at(boot, boot_ns)
+            handler = _HANDLERS.get(kind)
             if handler is not None:
-                handler(batch, Fields(record.payload, record.type, WireError), at)
+                handler(batch, Fields(payload, kind, WireError), at)
         except WireError as error:
             reason = str(error)[:REASON_CHARACTERS_MAX]
             refused.append(Refused(stream, epoch, seq, reason))
             batch.add("refused_record", device, stream, epoch, seq, reason, now_s)
             continue
-        payload = msgspec.json.encode(record.payload).decode()
-        batch.add("record", device, stream, epoch, seq, record.type, record.boot, record.boot_ns, at, now_s, payload)
-    batch.flush()
-    connection.executemany(
-        "INSERT INTO watermark (device, stream, epoch, seq) VALUES (?, ?, ?, ?)"
-        " ON CONFLICT (device, stream, epoch) DO UPDATE SET seq = excluded.seq",
-        [(device, stream, epoch, seq) for epoch, seq in marks.items()],
-    )
-    return last
-
-
-def _watermark(connection: Connection, device: str, stream: str, epoch: str) -> int:
-    found = row(
-        connection,
-        "SELECT seq FROM watermark WHERE device = ? AND stream = ? AND epoch = ?",
-        (device, stream, epoch),
-    )
-    return int(found["seq"]) if found else 0
-
-
-def _epochs(connection: Connection, device: str, stream: str) -> int:
-    found = row(connection, "SELECT COUNT(*) AS n FROM watermark WHERE device = ? AND stream = ?", (device, stream))
-    return int(found["n"]) if found else 0
+        text = msgspec.json.encode(payload).decode()
+        stored.append((device, stream, epoch, seq, kind, boot, boot_ns, at, now_s, text))
+    for epoch, seq in seqs.items():
+        group.marks[device, stream, epoch] = seq
 
 
 def _gap(
@@ -347,6 +483,7 @@ def _summary(batch: _Batch, fields: Fields, at: float | None) -> None:
     if len(labels.value) > LABELS_MAX:
         raise fields.fail("labels", f"has more than {LABELS_MAX} labels")
     windows = fields.natural("windows")
+    cpu_percent = _optional_number(fields, "cpu_percent")
     rollup = Rollup(
         windows,
         fields.natural("errors", 0),
@@ -355,22 +492,22 @@ def _summary(batch: _Batch, fields: Fields, at: float | None) -> None:
         confidence,
         {label: labels.natural(label) for label in labels.value},
         None if fields.value.get("rss_bytes") is None else fields.natural("rss_bytes"),
-        _optional_number(fields, "cpu_percent"),
-        windows,
+        cpu_percent,
+        0 if cpu_percent is None else max(windows, 1),
     )
     model, version = fields.text("model"), fields.text("version")
-    payload = json.dumps(finite(fields.value), separators=(",", ":"))
+    payload = _json(fields.value)  # what JSON cannot carry was refused with the record
     # A record is made before it is received: a time that lies ahead is none.
     time_s = batch.now_s if at is None or at > batch.now_s else max(at, 0.0)
-    batch.rollups.add(model, version, time_s, rollup)
+    batch.rollup(model, version, time_s, rollup)
     measured: tuple[Value, ...] = (
         windows,
         confidence.mean,
-        *(confidence.quantile(q) for q in (0.05, 0.5)),
-        *(latency.quantile(q) for q in (0.5, 0.95, 0.99)),
+        *confidence.quantiles((0.05, 0.5)),
+        *latency.quantiles((0.5, 0.95, 0.99)),
         rollup.rss_bytes,
         rollup.cpu_percent,
-        json.dumps(rollup.labels),
+        _json(rollup.labels),
         rollup.errors,
         rollup.dropped_samples,
     )
@@ -411,9 +548,7 @@ def _deployment(batch: _Batch, fields: Fields, at: float | None) -> None:
 
 
 def _device(batch: _Batch, fields: Fields, at: float | None) -> None:
-    batch.connection.execute(
-        "UPDATE device SET capabilities = ? WHERE id = ?", (json.dumps(finite(fields.value)), batch.device)
-    )
+    batch.connection.execute("UPDATE device SET capabilities = ? WHERE id = ?", (_json(fields.value), batch.device))
 
 
 def _declared_gap(batch: _Batch, fields: Fields, at: float | None) -> None:
@@ -448,8 +583,9 @@ def _config_result(batch: _Batch, fields: Fields, at: float | None) -> None:
 
 def _log(batch: _Batch, fields: Fields, at: float | None) -> None:
     level, logger, message, dropped = logs.read(fields)
-    if len(batch.added.get("log", ())) >= logs.A_SYNC_MAX:
+    if batch.lines >= logs.A_SYNC_MAX:
         raise WireError(f"log: more than {logs.A_SYNC_MAX} lines in one sync; log less, or at a higher level")
+    batch.lines += 1
     batch.add("log", batch.device, level, logger, message, dropped, at, batch.now_s)
 
 

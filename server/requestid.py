@@ -6,17 +6,20 @@ of anything: it only joins what belongs together.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import secrets
 from contextvars import ContextVar
 from typing import Final
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 HEADER: Final = "X-Request-Id"
-_PLAIN: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_PREFIX: Final = secrets.token_hex(4).encode()  # of this process
+_numbers: Final = itertools.count()
+_NAME: Final = HEADER.lower().encode()
+_PLAIN: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 current: Final[ContextVar[str]] = ContextVar("tinysphere_request_id", default="-")
 
 
@@ -31,13 +34,13 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER, "")
-        name = given if _PLAIN.fullmatch(given) else secrets.token_hex(8)
-        token = current.set(name)
+        given = next((value for name, value in scope["headers"] if name == _NAME), b"")
+        raw = given if _PLAIN.fullmatch(given) else b"%s%08x" % (_PREFIX, next(_numbers) & 0xFFFFFFFF)
+        token = current.set(raw.decode())
 
         async def send_with_name(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = name
+                message["headers"] = [*message["headers"], (_NAME, raw)]
             await send(message)
 
         try:

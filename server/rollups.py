@@ -10,19 +10,17 @@ Rules
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from .distributions import Distribution
-from .sql import Connection, Row, Value
+from .sql import Connection, Row, Value, rows_of
 
 STEPS: Final[Mapping[str, int]] = {"minute": 60, "hour": 3600, "day": 86_400}  # seconds
 LABELS_KEPT_MAX: Final = 10_000
 COUNT_MAX: Final = (1 << 63) - 1
-_ROWS_A_QUERY: Final = 200
 _COLUMNS: Final = ("device", "model", "version", "step", "at", "windows", "errors", "dropped_samples", "labels", "body")
 
 
@@ -83,67 +81,49 @@ def read(found: Row) -> Rollup:
     )
 
 
-@dataclass(slots=True)
+def _stored(rollup: Rollup) -> tuple[Value, ...]:
+    """The columns that `read` reads."""
+    body = _encode((rollup.latency_us, rollup.confidence, rollup.rss_bytes, rollup.cpu_percent, rollup.cpu_weight))
+    labels = msgspec.json.encode(rollup.labels).decode()
+    return rollup.windows, rollup.errors, rollup.dropped_samples, labels, body
+
+
+_CHANGED: Final = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[5:])
+_HEAD: Final = f"INSERT INTO rollup ({', '.join(_COLUMNS)})"
+_TAIL: Final = f"ON CONFLICT (device, model, version, step, at) DO UPDATE SET {_CHANGED}"
+_Key = tuple[str, str, str, int, int]
+
+
 class Rollups:
-    """One device's summaries of one batch, added up before they meet what is stored."""
+    """The summaries of one transaction, added up before they meet what is stored."""
 
-    connection: Connection
-    device: str
-    _sums: dict[tuple[str, str, int], dict[int, Rollup]] = field(default_factory=dict)
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._sums: dict[_Key, Rollup] = {}
+        self._own: set[_Key] = set()  # the others are as they came, in several steps at once: they may not be changed
 
-    def add(self, model: str, version: str, time_s: float, rollup: Rollup) -> None:
+    def add(self, device: str, model: str, version: str, time_s: float, rollup: Rollup) -> None:
         """Count a summary in each of its steps."""
         for step in STEPS.values():
-            sums = self._sums.setdefault((model, version, step), {})
-            at = int(time_s // step) * step
-            if (known := sums.get(at)) is None:
-                known = sums[at] = Rollup()
+            key = device, model, version, step, int(time_s // step) * step
+            known = self._sums.get(key)
+            if known is None:
+                self._sums[key] = rollup
+                continue
+            if key not in self._own:
+                self._own.add(key)
+                known, first = Rollup(), known
+                known.add(first)
+                self._sums[key] = known
             known.add(rollup)
 
     def flush(self) -> None:
         """Add the sums to what is stored."""
-        changes: list[tuple[Value, ...]] = []
-        for key, sums in self._sums.items():
-            for stored_at, stored in self._stored(key, list(sums)):
-                stored.add(sums[stored_at])
-                sums[stored_at] = stored
-            changes += [
-                (
-                    self.device,
-                    *key,
-                    at,
-                    rollup.windows,
-                    rollup.errors,
-                    rollup.dropped_samples,
-                    msgspec.json.encode(rollup.labels).decode(),
-                    _encode(
-                        (
-                            rollup.latency_us,
-                            rollup.confidence,
-                            rollup.rss_bytes,
-                            rollup.cpu_percent,
-                            rollup.cpu_weight,
-                        )
-                    ),
-                )
-                for at, rollup in sums.items()
-            ]
-        changed = ", ".join(f"{name} = excluded.{name}" for name in _COLUMNS[5:])
-        self.connection.executemany(
-            f"INSERT INTO rollup ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-            f" ON CONFLICT (device, model, version, step, at) DO UPDATE SET {changed}",
-            changes,
-        )
-        self._sums = {}
-
-    def _stored(self, key: tuple[str, str, int], times: Sequence[int]) -> list[tuple[int, Rollup]]:
-        found: list[tuple[int, Rollup]] = []
-        for start in range(0, len(times), _ROWS_A_QUERY):
-            some = times[start : start + _ROWS_A_QUERY]
-            sql = (
-                "SELECT at, windows, errors, dropped_samples, labels, body FROM rollup WHERE device = ? AND model = ?"  # noqa: S608
-                f" AND version = ? AND step = ? AND at IN ({', '.join('?' * len(some))})"
-            )
-            values: tuple[Value, ...] = (self.device, *key, *some)
-            found += [(int(item["at"]), read(item)) for item in self.connection.rows(sql, values)]
-        return found
+        sql = f"SELECT {', '.join(_COLUMNS)} FROM rollup WHERE (device, model, version, step, at) IN"  # noqa: S608
+        for found in rows_of(self._connection, sql, list(self._sums)):
+            key = found["device"], found["model"], found["version"], int(found["step"]), int(found["at"])
+            stored = read(found)
+            stored.add(self._sums[key])
+            self._sums[key] = stored
+        self._connection.bulk(_HEAD, [(*key, *_stored(rollup)) for key, rollup in self._sums.items()], _TAIL)
+        self._sums, self._own = {}, set()

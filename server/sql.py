@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from .errors import BusyError, StorageError, TinySphereError
@@ -17,7 +18,10 @@ Value: TypeAlias = "str | int | float | bytes | None"
 Row: TypeAlias = "Mapping[str, Any]"
 UNREACHABLE: Final = "the database cannot be reached; nothing was stored, resending is safe"
 STREAM_ROWS: Final = 2000
-COPY_MIN: Final = 20  # rows from which on COPY through a temporary table is quicker than one statement a row
+COPY_MIN: Final = 20  # rows from which on COPY is quicker than statements
+# Rows of one statement of `bulk`: few sizes, so that the databases know the statements already.
+BULK_ROWS: Final = (128, 32, 8, 1)
+_UNIQUE_VIOLATION: Final = "23505"
 _STORAGE_CODES: Final = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
 
 
@@ -41,6 +45,13 @@ class Connection(Protocol):
 
     def executemany(self, sql: str, values: Sequence[Sequence[Value]]) -> None:
         """Run one statement for many rows of values."""
+
+    def bulk(self, head: str, values: Sequence[Sequence[Value]], tail: str = "") -> None:
+        """Run `head VALUES (?, ...), ... tail` for many rows of values, with few statements.
+
+        A statement is one step of the driver, in which others may run Python: a row a step would wait for them each
+        time. What it changes must be rows of their own: PostgreSQL refuses to change one twice in a statement.
+        """
 
     def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         """All rows of a query, by column name; the query bounds their number."""
@@ -76,6 +87,14 @@ def row(connection: Connection, sql: str, values: Sequence[Value] = ()) -> Row |
     return found[0] if found else None
 
 
+def rows_of(connection: Connection, sql: str, keys: Sequence[tuple[Value, ...]], tail: str = "") -> list[Row]:
+    """The rows of a query that ends in `IN`, for many keys, in queries of few sizes; keys of several columns too."""
+    found: list[Row] = []
+    for size, piece in _pieces(keys):
+        found += connection.rows(_in_sql(sql, len(piece[0]), size, tail), list(chain.from_iterable(piece)))
+    return found
+
+
 class _Sqlite:
     """SQLite's, through the standard library."""
 
@@ -90,6 +109,10 @@ class _Sqlite:
     def executemany(self, sql: str, values: Sequence[Sequence[Value]]) -> None:
         self.raw.executemany(sql, values)
 
+    def bulk(self, head: str, values: Sequence[Sequence[Value]], tail: str = "") -> None:
+        for count, piece in _pieces(values):
+            self.raw.execute(_bulk_sql(head, len(piece[0]), count, tail), list(chain.from_iterable(piece)))
+
     def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         cursor = self.raw.execute(sql, values)
         names = [column[0] for column in cursor.description or ()]
@@ -103,7 +126,7 @@ class _Sqlite:
         pass  # the next is always the highest and one
 
     def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Value]]) -> None:
-        self.raw.executemany(_insert_sql(table, tuple(columns), "?"), values)
+        self.bulk(_insert_head(table, tuple(columns)), values, "ON CONFLICT DO NOTHING")
 
     def lock(self, name: str) -> None:
         pass
@@ -134,6 +157,11 @@ class _Postgres:
         if values:
             self._cursor.executemany(_format(sql), values)
 
+    def bulk(self, head: str, values: Sequence[Sequence[Value]], tail: str = "") -> None:
+        for count, piece in _pieces(values):
+            sql = _format(_bulk_sql(head, len(piece[0]), count, tail))
+            self._cursor.execute(sql, list(chain.from_iterable(piece)))
+
     def rows(self, sql: str, values: Sequence[Value] = ()) -> list[Row]:
         return cast("list[Row]", self._cursor.execute(_format(sql), values).fetchall())
 
@@ -157,21 +185,35 @@ class _Postgres:
 
     def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Value]]) -> None:
         if len(values) < COPY_MIN:
-            self.executemany(_insert_sql(table, tuple(columns), "?"), values)
+            self.bulk(_insert_head(table, tuple(columns)), values, "ON CONFLICT DO NOTHING")
             return
-        # COPY knows no ON CONFLICT: it fills a temporary table of this session, and that is inserted as a whole.
+        # COPY knows no ON CONFLICT. Nearly always there is none; else it goes through a temporary table.
         names, incoming = ", ".join(columns), f"incoming_{table}"
+        self._cursor.execute("SAVEPOINT copy")
+        try:
+            self._copy(f"COPY {table} ({names}) FROM STDIN", values)
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != _UNIQUE_VIOLATION:
+                raise
+        else:
+            self._cursor.execute("RELEASE SAVEPOINT copy")
+            return
+        self._cursor.execute("ROLLBACK TO SAVEPOINT copy")
+        self._cursor.execute("RELEASE SAVEPOINT copy")
         self._cursor.execute(
             f"CREATE TEMPORARY TABLE IF NOT EXISTS {incoming} ON COMMIT DELETE ROWS"  # noqa: S608
             f" AS SELECT {names} FROM {table} WITH NO DATA"
         )
-        with self._cursor.copy(f"COPY {incoming} ({names}) FROM STDIN") as copy:
-            for item in values:
-                copy.write_row(item)
+        self._copy(f"COPY {incoming} ({names}) FROM STDIN", values)
         self._cursor.execute(
             f"INSERT INTO {table} ({names}) SELECT {names} FROM {incoming} ON CONFLICT DO NOTHING"  # noqa: S608
         )
         self._cursor.execute(f"TRUNCATE {incoming}")
+
+    def _copy(self, sql: str, values: Sequence[Sequence[Value]]) -> None:
+        with self._cursor.copy(sql) as copy:
+            for item in values:
+                copy.write_row(item)
 
     def lock(self, name: str) -> None:
         self._cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (name,))
@@ -202,9 +244,30 @@ def _format(sql: str) -> str:
 
 
 @functools.lru_cache(256)
-def _insert_sql(table: str, columns: tuple[str, ...], mark: str) -> str:
-    marks = ", ".join([mark] * len(columns))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks}) ON CONFLICT DO NOTHING"  # noqa: S608
+def _insert_head(table: str, columns: tuple[str, ...]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)})"
+
+
+@functools.lru_cache(256)
+def _bulk_sql(head: str, width: int, count: int, tail: str) -> str:
+    marks = f"({', '.join('?' * width)})"
+    return f"{head} VALUES {', '.join([marks] * count)} {tail}"
+
+
+@functools.lru_cache(256)
+def _in_sql(sql: str, width: int, count: int, tail: str) -> str:
+    marks = f"({', '.join('?' * width)})"
+    items = ", ".join("?" * count) if width == 1 else f"VALUES {', '.join([marks] * count)}"
+    return f"{sql} ({items}) {tail}"
+
+
+def _pieces(values: Sequence[Sequence[Value]]) -> Iterator[tuple[int, Sequence[Sequence[Value]]]]:
+    """Cut rows into pieces of the sizes in `BULK_ROWS`."""
+    start, left = 0, len(values)
+    for size in BULK_ROWS:
+        while left >= size:
+            yield size, values[start : start + size]
+            start, left = start + size, left - size
 
 
 def is_database_error(error: BaseException) -> bool:

@@ -18,7 +18,7 @@ from .codec import (
     formats,
     is_web_page,
 )
-from .compression import ExpansionError, compress, expand
+from .compression import GZIP_BYTES_MIN, ExpansionError, compress, expand
 from .messages import (
     DESIRED_UNCHANGED,
     RECORD_BYTES_MAX,
@@ -30,6 +30,7 @@ from .messages import (
     Board,
     Desired,
     DesiredModel,
+    RecordReader,
     Refused,
     RunningModel,
     SyncRequest,
@@ -47,6 +48,7 @@ from .messages import (
 __all__ = [
     "CONTENT_TYPES",
     "DESIRED_UNCHANGED",
+    "GZIP_BYTES_MIN",
     "RECORD_BYTES_MAX",
     "STREAMS",
     "SYNC_BYTES_MAX",
@@ -58,6 +60,7 @@ __all__ = [
     "DesiredModel",
     "ExpansionError",
     "Format",
+    "RecordReader",
     "Refused",
     "RunningModel",
     "SyncRequest",

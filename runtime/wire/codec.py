@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import threading
 from collections.abc import Callable, Mapping
 from typing import Final, Literal
 
@@ -41,6 +42,7 @@ _ITEMS_MAX: Final = RECORD_BYTES_MAX // 2
 # All bytes but those that begin a list or a map: fixmap, fixarray, array 16 and 32, map 16 and 32.
 _NO_CONTAINERS: Final = bytes(byte for byte in range(256) if not (0x80 <= byte < 0xA0 or 0xDC <= byte < 0xE0))
 _What = Literal["request", "response"]
+_packers: Final = threading.local()
 
 
 @functools.cache
@@ -73,8 +75,13 @@ def check_format(name: str) -> Format:
 
 def format_of(content_type: str) -> Format | None:
     """The format that a Content-Type names, or None when it is none that this installation can speak."""
+    return _format_among(content_type, formats())
+
+
+@functools.lru_cache(maxsize=64)
+def _format_among(content_type: str, there: tuple[Format, ...]) -> Format | None:
     name = content_type.partition(";")[0].strip().lower()
-    return next((format for format in formats() if CONTENT_TYPES[format] == name), None)
+    return next((format for format in there if CONTENT_TYPES[format] == name), None)
 
 
 def is_web_page(body: bytes, content_type: str = "") -> bool:
@@ -93,13 +100,21 @@ def encode(message: SyncRequest | SyncResponse, format: Format = "json") -> byte
         if format == "json":
             return json.dumps(document, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
         if format == "msgpack":
-            packed: bytes = msgpack.packb(document)
-            return packed
+            return _pack(document)
         from . import protobuf
 
         return protobuf.dump(document, _what(message))
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
         raise WireError(f"the {_what(message)} cannot be sent as {format}: {error}") from error
+
+
+def _pack(document: object) -> bytes:
+    # A packer begins with a large buffer: each thread keeps one, which is not safe for two at once.
+    packer = getattr(_packers, "packer", None) or msgpack.Packer()
+    _packers.packer = None  # after an error its buffer holds half a message
+    packed: bytes = packer.pack(document)
+    _packers.packer = packer
+    return packed
 
 
 def decode_request(body: bytes, content_type: str = "application/json") -> SyncRequest:
@@ -150,7 +165,7 @@ def _refuse_constant(name: str) -> object:
 
 def _load_msgpack(body: bytes, what: _What) -> object:
     # Counting costs a call a container. Without it: no message has more of them than bytes that could begin one.
-    may_be_many = len(body.translate(None, _NO_CONTAINERS)) > CONTAINERS_MAX
+    may_be_many = len(body) > CONTAINERS_MAX and len(body.translate(None, _NO_CONTAINERS)) > CONTAINERS_MAX
     counted = _Counted() if may_be_many else None
     # Bytes that are no UTF-8 become half surrogates, and extensions bytes: the record that holds them is refused where
     # it is read, and the others are kept.

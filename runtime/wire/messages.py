@@ -11,9 +11,9 @@ import functools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
 from .._ext.jsonable import json_bytes_max
 from ..checks import INTEGER_MAX, Fields
@@ -36,6 +36,7 @@ _EPOCH = re.compile(r"[0-9a-f]+")
 _TYPE = re.compile(r"[a-z][a-z0-9_]*")
 _UID = re.compile(r"[A-Za-z0-9_.:-]+")
 _DEPTH_MAX: Final = 12
+_PLAIN_CHARACTERS_MAX: Final = 200
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")  # an integer of more than 64 bits has at least as many digits
 
 
@@ -202,13 +203,21 @@ def canonical_json(value: object) -> bytes:
 
 def document_of(message: SyncRequest | SyncResponse) -> dict[str, object]:
     """The document that stands for a message; records and other free values are taken as they are, not copied."""
-    return {item.name: _plain(getattr(message, item.name)) for item in fields(message)}
+    return {name: _plain(getattr(message, name)) for name in _names(cast("Hashable", type(message)))}
+
+
+@functools.lru_cache(maxsize=64)
+def _names(kind: Hashable) -> tuple[str, ...]:
+    """The fields of a dataclass; of any other class none."""
+    return tuple(item.name for item in fields(kind)) if isinstance(kind, type) and is_dataclass(kind) else ()
 
 
 def _plain(value: object) -> object:
-    if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if names := _names(cast("Hashable", type(value))):
+        return {name: _plain(getattr(value, name)) for name in names}
+    return value
 
 
 def record_to_json(record: Record) -> dict[str, Json]:
@@ -289,6 +298,47 @@ def record_from_json(value: object) -> Record:
     )
 
 
+class RecordReader:
+    """Reads the records of one request, which name the same few types and boots again and again.
+
+    A word that was read once need not be checked again; whatever looks unusual is left to `record_from_json`, so both
+    take and refuse the same.
+    """
+
+    def __init__(self) -> None:
+        self._types: set[str] = set()
+        self._boots: set[str] = set()
+
+    def read(self, value: object) -> tuple[str, str, int, dict[str, Json]]:
+        """The type, boot, time since boot and payload of a record whose id was read already.
+
+        Raises:
+            WireError: what is wrong with it, for the answer's `refused`.
+        """
+        if type(value) is dict:
+            kind, boot, boot_ns, payload = (
+                value.get("type"),
+                value.get("boot"),
+                value.get("boot_ns"),
+                value.get("payload"),
+            )
+            if (
+                type(kind) is str
+                and kind in self._types
+                and type(boot) is str
+                and boot in self._boots
+                and type(boot_ns) is int
+                and 0 <= boot_ns <= INTEGER_MAX
+                and type(payload) is dict
+                and 0 <= json_bytes_max(payload, _DEPTH_MAX) <= RECORD_BYTES_MAX
+            ):
+                return kind, boot, boot_ns, payload
+        record = record_from_json(value)
+        self._types.add(record.type)
+        self._boots.add(record.boot)
+        return record.type, record.boot, record.boot_ns, cast("dict[str, Json]", record.payload)
+
+
 def record_id(value: object) -> tuple[str, int] | None:
     """The id of a record that may be bad otherwise, so that it can be settled; None when it has none."""
     if not isinstance(value, dict):
@@ -305,6 +355,48 @@ def record_id(value: object) -> tuple[str, int] | None:
     return None
 
 
+def _plain_request(document: object) -> SyncRequest | None:
+    """A request of the usual form, checked as `request_from` does it but quicker; None leaves it to that."""
+    if type(document) is not dict:
+        return None
+    get = document.get
+    anchor, running, boards, capabilities = (
+        get("anchor"),
+        get("running", []),
+        get("boards", []),
+        get("capabilities", {}),
+    )
+    if type(anchor) is not dict or type(capabilities) is not dict or running != [] or boards != []:
+        return None
+    wire, boot, boot_ns, wall_s = get("wire"), get("boot"), anchor.get("boot_ns"), anchor.get("wall_s")
+    generation, instance, cursor = get("generation", 0), get("server_instance", ""), get("downlink_cursor", 0)
+    events, details = get("events", []), get("details", [])
+    if (
+        type(wire) is int
+        and 1 <= wire <= WIRE_VERSION
+        and type(boot) is type(instance) is str
+        and len(boot) <= _PLAIN_CHARACTERS_MAX
+        and len(instance) <= _PLAIN_CHARACTERS_MAX
+        and boot.isascii()
+        and instance.isascii()
+        and "\0" not in boot
+        and "\0" not in instance
+        and type(boot_ns) is type(generation) is type(cursor) is int
+        and 0 <= boot_ns <= INTEGER_MAX
+        and 0 <= generation <= INTEGER_MAX
+        and 0 <= cursor <= INTEGER_MAX
+        and type(wall_s) is float
+        and math.isfinite(wall_s)
+        and type(events) is type(details) is list
+        and len(events) + len(details) <= SYNC_RECORDS_MAX
+        and (not capabilities or 0 <= json_bytes_max(capabilities, _DEPTH_MAX) <= RECORD_BYTES_MAX)
+    ):
+        return SyncRequest(
+            wire, boot, Anchor(boot_ns, wall_s), (), generation, instance, capabilities, events, details, cursor
+        )
+    return None
+
+
 def request_from(document: object) -> SyncRequest:
     """Read a device's request; its records stay unchecked.
 
@@ -312,6 +404,8 @@ def request_from(document: object) -> SyncRequest:
         WireVersionError: it is of a version that is not spoken here.
         WireError: the request as a whole cannot be served.
     """
+    if (plain := _plain_request(document)) is not None:
+        return plain
     fields = Fields(document, "request", WireError)
     wire = fields.natural("wire")
     if not 1 <= wire <= WIRE_VERSION:

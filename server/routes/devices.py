@@ -10,11 +10,16 @@ from tinylcm import wire
 
 from .. import deployments, fleet, ingest, registry
 from ..db import Page
-from ..errors import NotFoundError, UnsupportedMediaTypeError
+from ..errors import NotFoundError, UnauthorizedError, UnsupportedMediaTypeError
 from .files import TTL, FileLink, link, send
-from .table import API, LIST_PARAMS, Answer, Call, Route, page_headers
+from .table import API, LIST_PARAMS, Answer, Call, Ready, Route, note_failure, page_headers
 
 SYNC_MEDIA: Final = ", ".join(wire.CONTENT_TYPES.values())
+READ_AT_ONCE_BYTES: Final = 64 << 10
+_SYNC_HEADERS: Final = {
+    format: ((b"content-type", name.encode()), (b"vary", b"Accept-Encoding"))
+    for format, name in wire.CONTENT_TYPES.items()
+}
 
 
 class SyncAnswer(msgspec.Struct, frozen=True):
@@ -37,35 +42,41 @@ async def enrol(call: Call) -> Answer:
 
 async def sync(call: Call) -> Answer:
     """Settle a device's records and say what it should run."""
-    headers = call.request.headers
-    content_type = headers.get("content-type", "")
+    content_type = call.header(b"content-type")
     format = wire.format_of(content_type)
     if format is None:
         raise UnsupportedMediaTypeError(
             f"a sync is sent as one of {', '.join(wire.CONTENT_TYPES[each] for each in wire.formats())}, "
             f"got {content_type[:100]!r}"
         )
-    encoding = headers.get("content-encoding", "identity").strip().lower()
+    encoding = call.header(b"content-encoding").strip().lower() or "identity"
     if encoding not in ("gzip", "identity"):
         raise UnsupportedMediaTypeError(f"Content-Encoding is {encoding[:40]!r}, expected gzip or none")
-    bytes_max = call.server.config.sync_bytes_max
+    server, bytes_max = call.server, call.server.config.sync_bytes_max
     body = await call.raw_body(bytes_max)
-    is_gzip_taken = _takes_gzip(headers.get("accept-encoding", ""))
 
-    def job() -> Response:
+    def read() -> wire.SyncRequest:
         plain = wire.expand(body, bytes_max) if encoding == "gzip" else body
-        request = wire.decode_request(plain, content_type)
-        assert call.principal is not None
-        answer = ingest.sync(call.server.db, call.principal.id, request, call.now_s, call.server.config.next_sync_s)
-        data = wire.encode(answer, format)
-        packed = wire.compress(data) if is_gzip_taken else None
-        response = Response(data if packed is None else packed, media_type=wire.CONTENT_TYPES[format])
-        response.headers["Vary"] = "Accept-Encoding"
-        if packed is not None:
-            response.headers["Content-Encoding"] = "gzip"
-        return response
+        return wire.decode_request(plain, content_type)
 
-    return Answer(response=await call.run(job))
+    # What is small is read at once: handing it to a thread would take longer.
+    is_small = encoding == "identity" and len(body) <= READ_AT_ONCE_BYTES
+    request = read() if is_small else await call.run(read)
+    assert call.principal is not None
+    who = call.principal
+    delivery = ingest.Delivery(who.id, request, call.now_s, server.config.next_sync_s, who.key_sha256)
+    try:
+        answer = await server.db.batched(ingest.batch_of(server.db.instance), delivery, len(body))
+    except UnauthorizedError:
+        note_failure(call)
+        raise
+    sent: tuple[tuple[bytes, bytes], ...] = _SYNC_HEADERS[format]
+    data = wire.encode(answer, format)
+    if len(data) >= wire.GZIP_BYTES_MIN and _takes_gzip(call.header(b"accept-encoding")):
+        packed = await call.run(wire.compress, data)
+        if packed is not None:
+            data, sent = packed, (*sent, (b"content-encoding", b"gzip"))
+    return Answer(response=Ready(data, sent))
 
 
 def _takes_gzip(accepted: str) -> bool:
@@ -135,7 +146,7 @@ ROUTES: Final = (
     ),
     Route(
         "POST", f"{API}/sync", sync, "Deliver records, learn what to run", "device",
-        answer=SyncAnswer, raw=SYNC_MEDIA, media=SYNC_MEDIA, problems=(415,),
+        answer=SyncAnswer, raw=SYNC_MEDIA, media=SYNC_MEDIA, problems=(415,), asks_again=True,
         headers=("Content-Encoding", "Accept-Encoding"),
         statuses={200: "settled and durable; in the format of the request"},
     ),

@@ -7,23 +7,26 @@ import math
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar
+from types import CoroutineType
+from typing import Any, Final, Literal, TypeVar, cast
 
 import msgspec
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message
 from tinylcm.clock import Clock
 
 from .. import __version__
-from ..auth import SCOPES, Principal, authenticate, authenticate_session, require
+from ..auth import SCOPES, Keys, Principal, authenticate, authenticate_session, require
 from ..config import ServerConfig
 from ..db import Connection, Database
 from ..errors import (
     PROBLEMS,
     BadRequestError,
+    BusyError,
     ForbiddenError,
     InvalidError,
     TooLargeError,
@@ -41,7 +44,29 @@ API: Final = "/api/v1"
 SESSION_COOKIE: Final = "tinysphere_session"
 SAFE_METHODS: Final = ("GET", "HEAD")
 PAGE_DEFAULT: Final = 50
+BODY_FREE_BYTES: Final = 16 << 10  # of each body: who sends little is served whatever the others send
 _T = TypeVar("_T")
+
+
+class Room:
+    """Bytes of memory for bodies that are being read, whoever sends them. One thread uses it: the event loop's."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max, self.used = bytes_max, 0
+
+    def take(self, count: int) -> None:
+        """Take some.
+
+        Raises:
+            BusyError: there is no room; a single body always finds some.
+        """
+        if self.used and self.used + count > self._bytes_max:
+            raise BusyError("too many large bodies are being read; try again", retry_after_s=2)
+        self.used += count
+
+    def give(self, count: int) -> None:
+        """Give some back."""
+        self.used -= count
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +82,8 @@ class Server:
     users: RateLimit
     failures: RateLimit
     followers: Followers
+    bodies: Room
+    keys: Keys = field(default_factory=Keys)
     requests: Requests = field(default_factory=Requests)
     stopping: threading.Event = field(default_factory=threading.Event)
     remembered: dict[str, object] = field(default_factory=dict)
@@ -73,6 +100,7 @@ class Server:
             RateLimit(config.user_requests_per_s, config.burst),
             RateLimit(config.failures_per_s, max(5, config.burst // 20)),
             Followers(config.events_connections_max, config.events_connections_each_max),
+            Room(config.bodies_bytes_max),
         )
 
 
@@ -100,6 +128,10 @@ class Call:
         """The ETag of what the caller has seen."""
         value = self.request.headers.get("if-match")
         return None if value is None else value[:1000]
+
+    def header(self, name: bytes) -> str:
+        """A header by its name in lower case, or empty: quicker than Starlette's, for what every request asks."""
+        return header_of(self.request, name)
 
     def path(self, name: str) -> str:
         """A part of the address."""
@@ -165,10 +197,47 @@ class Call:
         Raises:
             TooLargeError: it is longer, or says so.
         """
-        pieces = []
-        async for piece in bounded_body(self.request, bytes_max, self.server.config.body_timeout_s):
-            pieces.append(piece)
+        pieces: list[bytes] = []
+        room, total, counted = self.server.bodies, 0, 0
+        try:
+            async for piece in bounded_body(self.request, bytes_max, self.server.config.body_timeout_s):
+                pieces.append(piece)
+                total += len(piece)
+                if total - counted > BODY_FREE_BYTES:
+                    room.take(total - BODY_FREE_BYTES - counted)
+                    counted = total - BODY_FREE_BYTES
+        finally:
+            room.give(counted)
         return b"".join(pieces)
+
+
+def header_of(request: Request, name: bytes) -> str:
+    """A request's header by its name in lower case, or empty."""
+    for found, value in request.scope["headers"]:
+        if found == name:
+            return str(value, "latin-1")
+    return ""
+
+
+class Ready(Response):
+    """An answer whose headers are bytes already."""
+
+    def __init__(self, body: bytes, headers: Sequence[tuple[bytes, bytes]], status: int = 200) -> None:
+        self.status_code, self.body, self.background = status, body, None
+        self.raw_headers = [*headers, (b"content-length", b"%d" % len(body))]
+
+
+def _received(request: Request) -> Message | None:
+    """What has come of the body already, as of small ones all has: no timer is needed for that."""
+    coroutine: Any = request.receive()
+    if not isinstance(coroutine, CoroutineType):
+        return None
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return cast("Message", done.value)
+    coroutine.close()  # it would wait
+    return None
 
 
 async def bounded_body(request: Request, bytes_max: int, timeout_s: float) -> AsyncIterator[bytes]:
@@ -178,25 +247,28 @@ async def bounded_body(request: Request, bytes_max: int, timeout_s: float) -> As
         TooLargeError: more than `bytes_max`.
         BadRequestError: the connection ended, or paused for longer than `timeout_s`.
     """
-    announced = request.headers.get("content-length", "")
+    announced = header_of(request, b"content-length")
     if announced.isdigit() and int(announced) > bytes_max:
         raise TooLargeError(f"the body has {announced} bytes, at most {bytes_max} are taken here")
     total = 0
-    stream = aiter(request.stream())
     while True:
-        try:
-            piece = await asyncio.wait_for(anext(stream), timeout_s)
-        except StopAsyncIteration:
-            return
-        except ClientDisconnect:
-            raise BadRequestError("the connection ended inside the body") from None
-        except TimeoutError:
-            raise BadRequestError(f"nothing more of the body came within {timeout_s:g} s; send it again") from None
+        message = _received(request)
+        if message is None:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    message = await request.receive()
+            except TimeoutError:
+                raise BadRequestError(f"nothing more of the body came within {timeout_s:g} s; send it again") from None
+        if message["type"] != "http.request":
+            raise BadRequestError("the connection ended inside the body")
+        piece = message.get("body", b"")
         total += len(piece)
         if total > bytes_max:
             raise TooLargeError(f"the body is longer than the {bytes_max} bytes taken here")
         if piece:
             yield piece
+        if not message.get("more_body", False):
+            return
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +309,8 @@ class Route:
         media: media types of the answer, with commas.
         statuses: every good status with what it means.
         problems: statuses of errors beside those that any route may give.
+        asks_again: the handler checks a device's key itself, in its transaction, so that here it is enough that the key
+            was right a moment ago.
     """
 
     method: str
@@ -252,6 +326,7 @@ class Route:
     headers: tuple[str, ...] = ()
     statuses: Mapping[int, str] = field(default_factory=lambda: {200: "done"})
     problems: tuple[int, ...] = ()
+    asks_again: bool = False
 
     @property
     def status(self) -> int:
@@ -265,7 +340,7 @@ def identify(call: Call, route: Route) -> None:
     Raises:
         UnauthorizedError, ForbiddenError: with what is missing.
     """
-    header = call.request.headers.get("authorization", "")
+    header = call.header(b"authorization")
     if header:
         scheme, _, bearer = header.partition(" ")
         if scheme.lower() != "bearer" or not bearer:
@@ -297,14 +372,20 @@ async def _admit(call: Call, route: Route) -> None:
     address = claimant(call.request)
     # Also a right key waits: the answer would tell one that was guessed.
     _refuse(server.failures.wait_s(address, now_s), "this address has failed to say who it is")
-    try:
-        await run_in_threadpool(identify, call, route)
-    except UnauthorizedError:
-        server.failures.take(address, now_s)
-        raise
-    assert call.principal is not None
-    limit = server.devices if call.principal.kind == "device" else server.users
-    _refuse(limit.take(call.principal.id, now_s), f"this {call.principal.kind} asks")
+    known = server.keys.find(call.header(b"authorization").removeprefix("Bearer ")) if route.asks_again else None
+    call.principal = known
+    if known is None:
+        try:
+            await run_in_threadpool(identify, call, route)
+        except UnauthorizedError:
+            server.failures.take(address, now_s)
+            raise
+    principal = call.principal
+    assert principal is not None
+    if known is None and route.asks_again:
+        server.keys.remember(principal)
+    limit = server.devices if principal.kind == "device" else server.users
+    _refuse(limit.take(principal.id, now_s), f"this {principal.kind} asks")
 
 
 def claimant(request: Request) -> str:
@@ -312,9 +393,16 @@ def claimant(request: Request) -> str:
 
     Many devices may have one address, behind a router or a proxy: one with a revoked key must not lock out the others.
     """
-    client, bearer = request.client, request.headers.get("authorization", "").rpartition(" ")[2]
+    client, bearer = request.scope.get("client"), header_of(request, b"authorization").rpartition(" ")[2]
     device = bearer.partition(".")[0][:64] if "." in bearer else ""
-    return f"{'' if client is None else client.host} {device}"
+    return f"{client[0] if client else ''} {device}"
+
+
+def note_failure(call: Call) -> None:
+    """Count a request whose key was over when the handler asked again."""
+    assert call.principal is not None
+    call.server.keys.forget(call.principal.id)
+    call.server.failures.take(claimant(call.request), call.server.clock.monotonic_s())
 
 
 def _refuse(wait_s: float, who: str) -> None:

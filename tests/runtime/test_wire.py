@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -20,6 +21,7 @@ from tinylcm.wire import (
     Board,
     Desired,
     DesiredModel,
+    RecordReader,
     Refused,
     RunningModel,
     SyncRequest,
@@ -275,3 +277,48 @@ def test_numpy_values_become_numbers() -> None:
 
 def test_canonical_json_is_the_same_for_the_same_value() -> None:
     assert canonical_json({"b": 1, "a": [1.5, "é"]}) == '{"a":[1.5,"é"],"b":1}'.encode()
+
+
+ODD = st.one_of(
+    st.none(), st.booleans(), st.integers(-(1 << 70), 1 << 70), st.floats(), st.text(max_size=5), st.binary(max_size=3),
+    st.lists(st.integers(), max_size=2), st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+)  # fmt: skip
+
+
+@given(st.sampled_from(["type", "boot", "boot_ns", "payload", "epoch", "seq"]), ODD)
+def test_a_reader_that_has_seen_records_takes_and_refuses_what_a_new_one_does(key: str, value: object) -> None:
+    good = {
+        "type": "note", "epoch": "00000000000000aa", "seq": 1, "boot": "b", "boot_ns": 5, "payload": {"x": 1},
+    }  # fmt: skip
+    reader = RecordReader()
+    assert reader.read(good) == reader.read(dict(good)) == ("note", "b", 5, {"x": 1})
+    odd = {**good, key: value}
+    try:
+        expected = record_from_json(odd)
+    except WireError as error:
+        if key not in ("epoch", "seq"):  # the id was read before
+            with pytest.raises(WireError) as caught:
+                reader.read(odd)
+            assert str(caught.value) == str(error)
+        return
+    assert reader.read(odd) == (expected.type, expected.boot, expected.boot_ns, expected.payload)
+
+
+@given(
+    st.sampled_from(
+        ["wire", "boot", "generation", "server_instance", "downlink_cursor", "events", "details", "capabilities",
+         "running", "anchor"]
+    ),
+    ODD,
+)  # fmt: skip
+def test_a_request_of_the_usual_form_is_read_as_every_other(key: str, value: object) -> None:
+    from tinylcm.wire import messages
+
+    plain = {"wire": 1, "boot": "b", "anchor": {"boot_ns": 5, "wall_s": 1.5}, "generation": 3, "details": [1]}
+    odd = {**plain, key: value}
+    quick = messages._plain_request(odd)
+    if quick is None:
+        return
+    # One unusual but good field sends the same request the long way.
+    longer = messages.request_from({**odd, "anchor": {**odd["anchor"], "wall_s": 1}})  # type: ignore[dict-item]
+    assert dataclasses.replace(longer, anchor=quick.anchor) == quick

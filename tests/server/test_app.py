@@ -14,6 +14,7 @@ from models import make_package, make_signer
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from tinylcm import wire
 from tinysphere.app import ROUTES
+from tinysphere.db import rows
 from tinysphere.routes.table import Route
 
 PACKAGE = make_package()
@@ -350,3 +351,23 @@ def test_every_list_has_pages_every_change_a_match_and_every_creation_a_key() ->
             assert "If-Match" in route.headers and 412 in route.problems, route.path
         if route.method == "POST" and not is_ending and route.path not in REPEATABLE:
             assert "Idempotency-Key" in route.headers and 409 in route.problems, route.path
+
+
+def test_a_key_that_is_over_is_refused_at_once_also_where_it_was_right_before(web: Web) -> None:
+    device, bearer = web.enrol()
+    headers = {**bearer, "Content-Type": "application/json"}
+    for _ in range(2):
+        assert web.client.post("/api/v1/sync", content=web.sync_body(), headers=headers).status_code == 200
+    sql = "UPDATE device SET revoked_at = 1 WHERE id = ?"
+    web.kit.db.write(lambda connection: connection.execute(sql, (device,)) and None)
+    for _ in range(2):
+        answer = web.client.post("/api/v1/sync", content=web.sync_body(), headers=headers)
+        assert answer.status_code == 401 and "revoked" in answer.json()["detail"]
+    assert web.kit.db.read(lambda connection: rows(connection, "SELECT * FROM record")) == []
+
+
+def test_an_error_of_a_direct_address_is_answered_as_all_are(web: Web) -> None:
+    answer = web.client.post("/api/v1/devices/enrol", content=b"no json")
+    assert answer.status_code == 400 and answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-store"
+    assert web.client.put("/api/v1/sync").status_code == 405

@@ -92,3 +92,16 @@ def test_changes_are_written_down(kit: Kit) -> None:
         != ""
     )
     assert len(auth.list_tokens(kit.db)) == 1
+
+
+def test_keys_that_were_right_are_remembered_until_they_are_forgotten_and_not_too_many() -> None:
+    keys = auth.Keys(keys_max=2)
+    for name in ("a", "b", "c"):
+        keys.remember(auth.Principal("device", name, name, key_sha256=auth.hash_secret("secret")))
+    keys.remember(auth.Principal("user", "u", "u"))
+    assert keys.find("a.secret") is None and keys.find("u.") is None
+    assert keys.find("c.wrong") is None and keys.find("c") is None
+    found = keys.find("c.secret")
+    assert found is not None and found.id == "c"
+    keys.forget("c")
+    assert keys.find("c.secret") is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,58 @@ def test_cursors_are_opaque_and_checked() -> None:
 def test_a_page_says_whether_there_is_another() -> None:
     assert paged([1, 2, 3], 2, lambda item: item).next == encode_cursor(2)
     assert paged([1, 2], 2, lambda item: item).next is None
+
+
+def test_a_batch_gets_what_waits_at_once_and_a_bad_item_fails_alone(db: Database) -> None:
+    seen: list[int] = []
+
+    def batch(connection: Connection, items: Sequence[str]) -> list[str | Exception]:
+        seen.append(len(items))
+        for item in items:
+            connection.execute("INSERT INTO audit (at, who, what, target) VALUES (1, 'me', 'note', ?)", (item,))
+            if item == "breaks":
+                raise ValueError("breaks everything that was given with it")
+        return [BadRequestError(item) if item == "refused" else item.upper() for item in items]
+
+    async def ask() -> list[object]:
+        gate, started = threading.Event(), threading.Event()
+
+        def wait(connection: Connection) -> None:
+            started.set()
+            gate.wait(10)
+
+        db.submit(wait)
+        started.wait(10)  # what is given now will be one group
+        asked = [asyncio.create_task(db.batched(batch, item, 1)) for item in ("a", "breaks", "refused", "b")]
+        await asyncio.sleep(0)
+        gate.set()
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    first, breaks, refused, last = asyncio.run(ask())
+    assert (first, last) == ("A", "B")
+    assert isinstance(breaks, ValueError) and isinstance(refused, BadRequestError)
+    assert seen == [4, 1, 1, 1, 1]
+    assert sorted(notes(db)) == ["a", "b", "refused"]  # a refusal is an answer, not a failure
+
+
+def test_the_bytes_that_wait_are_bounded_and_a_slow_disk_is_said_so(tmp_path: Path) -> None:
+    db = Database(tmp_path / "small.db", waiting_bytes_max=100, timeout_s=0.2)
+    gate, started = threading.Event(), threading.Event()
+
+    def wait(connection: Connection) -> None:
+        started.set()
+        gate.wait(10)
+
+    async def ask() -> list[object]:
+        db.submit(wait)
+        started.wait(10)
+        asked = [asyncio.create_task(db.batched(lambda connection, items: items, "x", size)) for size in (90, 20)]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    late, refused = asyncio.run(ask())
+    assert "too many bytes" in str(refused) and "within 0.2 s" in str(late)
+    assert isinstance(late, BusyError) and isinstance(refused, BusyError) and refused.retry_after_s
+    gate.set()
+    db.write(note("behind what waited"))
+    assert asyncio.run(db.batched(lambda connection, items: items, "y", 100)) == "y"  # the room is free again
+    db.close()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from kit import EPOCH, NOW, Kit, alarm, make_kit, record, request, summary
+from kit import EPOCH, NOW, Kit, alarm, digest_of, make_kit, record, request, summary
 from tinylcm.wire import Anchor, RunningModel
-from tinysphere import drifthub, fleet, reports
+from tinysphere import drifthub, fleet, ingest, reports
 from tinysphere.db import rows
+from tinysphere.errors import UnauthorizedError
 from tinysphere.ingest import EPOCHS_MAX
 
 
@@ -39,6 +40,37 @@ def test_resent_records_count_once_and_are_acknowledged_again(kit: Kit, device: 
     assert stored(kit, "SELECT COUNT(*) FROM record") == [(4,)]
     assert len(drifthub.list_events(kit.db, device, None, None, 10).items) == 1
     assert stored(kit, "SELECT COUNT(*) FROM label") == [(2,)]
+
+
+def test_syncs_of_many_devices_are_settled_together_and_two_of_one_after_the_other(kit: Kit, device: str) -> None:
+    other, revoked = kit.enrol("other", "33" * 32), kit.enrol("revoked", "44" * 32)
+    kit.db.write(lambda connection: connection.execute("UPDATE device SET revoked_at = 1 WHERE id = ?", (revoked,)))
+
+    def delivery(who: str, *seqs: int, secret: str = "") -> ingest.Delivery:
+        key = digest_of(secret) if secret else None
+        return ingest.Delivery(who, request(details=[record(seq, "note", {}) for seq in seqs]), NOW, 30.0, key)
+
+    deliveries = [
+        delivery(device, 1, 2), delivery(other, 1), delivery(device, 2, 3), delivery(revoked, 1),
+        delivery("d000", 1), delivery(other, 2, secret="wrong"), delivery(other, 2, secret="33" * 32),
+    ]  # fmt: skip
+    answers = kit.db.write(lambda connection: ingest.settle(kit.db.instance, connection, deliveries))
+    refused = [number for number, answer in enumerate(answers) if isinstance(answer, UnauthorizedError)]
+    assert refused == [3, 4, 5]
+    acked = [answer.acked["details"] for answer in answers if not isinstance(answer, Exception)]
+    assert acked == [(EPOCH, 2), (EPOCH, 1), (EPOCH, 3), (EPOCH, 2)]
+    found = stored(kit, "SELECT device, seq FROM record ORDER BY seq")
+    assert sorted(found) == sorted([(device, 1), (device, 2), (device, 3), (other, 1), (other, 2)])
+    assert stored(kit, "SELECT COUNT(*) FROM gap") == [(0,)]
+
+
+def test_a_new_device_is_told_its_state_whatever_it_claims_to_know(kit: Kit, device: str) -> None:
+    generation = int(stored(kit, "SELECT value FROM meta WHERE key = 'generation'")[0][0])
+    known = {"server_instance": kit.db.instance, "generation": generation}
+    assert kit.sync(device, **known).desired != "unchanged"
+    assert kit.sync(device, **known).desired == "unchanged"
+    kit.enrol("another", "55" * 32)
+    assert kit.sync(device, **known).desired == "unchanged", "a device that joins changes nothing for the others"
 
 
 def test_a_bad_record_is_settled_with_its_reason_and_the_others_are_kept(kit: Kit, device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -87,6 +88,29 @@ def test_a_second_request_that_stops_half_way_is_given_up_too(port: int) -> None
         assert first.startswith(b"HTTP/1.1 200")
         peer.sendall(whole[:20])
         assert b"HTTP/1.1 408" in read_all(peer)
+
+
+def test_a_head_without_an_end_is_given_up_by_its_size(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+        peer.settimeout(20)
+        peer.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: ")
+        with contextlib.suppress(OSError):
+            for _ in range(64):
+                peer.sendall(b"x" * 4096)
+                time.sleep(0.002)
+        with contextlib.suppress(ConnectionError):
+            assert b" 431 " in read_all(peer)
+
+
+def test_blank_lines_after_a_request_keep_no_connection_open(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+        peer.settimeout(20)
+        peer.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert peer.recv(4096).startswith(b"HTTP/1.1 200")
+        peer.sendall(b"\r\n")
+        start_s = time.monotonic()
+        assert b"408" not in read_all(peer)
+        assert time.monotonic() - start_s < 15
 
 
 def test_others_are_served_meanwhile_and_idle_connections_are_kept(port: int) -> None:

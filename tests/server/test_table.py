@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from starlette.requests import Request
-from tinysphere.errors import BadRequestError, TooLargeError
-from tinysphere.routes.table import bounded_body
+from tinysphere.errors import BadRequestError, BusyError, TooLargeError
+from tinysphere.routes.table import Room, bounded_body
 
 
 def read(messages: list[dict[str, Any]], bytes_max: int = 100, length: str = "") -> bytes:
@@ -46,3 +46,18 @@ def test_a_body_that_is_too_long_is_refused_as_soon_as_that_is_known() -> None:
         read([part(b"x" * 60, more=True), part(b"x" * 60, more=True), part(b"never read", more=False)])
     with pytest.raises(TooLargeError, match="has 101 bytes"):
         read([], length="101")
+
+
+def test_large_bodies_share_their_room_and_a_single_one_always_finds_some() -> None:
+    room = Room(100)
+    room.take(150)
+    with pytest.raises(BusyError) as caught:
+        room.take(1)
+    assert caught.value.retry_after_s
+    room.give(150)
+    room.take(60)
+    room.take(40)
+    with pytest.raises(BusyError):
+        room.take(1)
+    room.give(100)
+    assert room.used == 0
