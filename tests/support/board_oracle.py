@@ -10,13 +10,16 @@ import math
 import random
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 ONE = 65535
+FeatureRow = tuple[int, int, int, float, float]  # op, channel, row, offset, scale
+Parts = tuple[int, int, list[FeatureRow], bytes]  # kind, classes, features, body
 
 
-def f32(x: float) -> np.float32:
+def f32(x: float | np.floating[Any]) -> np.float32:
     return np.float32(x)
 
 
@@ -40,7 +43,7 @@ def feature(op: int, column: list[int], row: int) -> np.float32:
         return f32(sum(column) / n)
     if op == 2:
         spread = n * sum(x * x for x in column) - sum(column) ** 2
-        return np.sqrt(f32(spread / (n * n)))
+        return f32(np.sqrt(f32(spread / (n * n))))
     if op == 3:
         return f32(min(column))
     if op == 4:
@@ -125,7 +128,7 @@ def padded(data: bytes) -> bytes:
 
 
 def assemble(
-    kind: int, classes: int, features: list[tuple], body: bytes, vectors: list[tuple[list[int], int, int]],
+    kind: int, classes: int, features: list[FeatureRow], body: bytes, vectors: list[tuple[list[int], int, int]],
     rows: int, hop: int, channels: int,
 ) -> bytes:  # fmt: skip
     """A blob of its parts; a feature is op, channel, row, offset, scale."""
@@ -147,7 +150,7 @@ def assemble(
     )  # fmt: skip
 
 
-def random_features(rng: random.Random, count: int, rows: int, channels: int) -> list[tuple]:
+def random_features(rng: random.Random, count: int, rows: int, channels: int) -> list[FeatureRow]:
     """Features of every kind with scales that saturate now and then."""
     return [
         (
@@ -185,7 +188,7 @@ def random_trees(seed: int, trees: int = 9, depth: int = 5, classes: int = 4, fe
     for _ in range(leaves):
         shares = [rng.random() for _ in range(classes)]
         body += struct.pack(f"<{classes}H", *(int(share / sum(shares) * ONE) for share in shares))
-    parts = (1, classes, random_features(rng, features, rows, channels), padded(body))
+    parts: Parts = (1, classes, random_features(rng, features, rows, channels), padded(body))
     return _with_vectors(rng, parts, vectors, rows, channels)
 
 
@@ -206,11 +209,11 @@ def random_network(seed: int, widths: tuple[int, ...] = (12, 16, 5), rows: int =
             struct.pack(f"<{inputs * outputs}b", *(rng.randrange(-128, 128) for _ in range(inputs * outputs)))
         )
     body += struct.pack("<256H", *(round(ONE * math.exp(-d * 0.05)) for d in range(256)))
-    parts = (2, widths[-1], random_features(rng, widths[0], rows, channels), body)
+    parts: Parts = (2, widths[-1], random_features(rng, widths[0], rows, channels), body)
     return _with_vectors(rng, parts, vectors, rows, channels)
 
 
-def _with_vectors(rng: random.Random, parts: tuple, vectors: int, rows: int, channels: int) -> bytes:
+def _with_vectors(rng: random.Random, parts: Parts, vectors: int, rows: int, channels: int) -> bytes:
     oracle = Oracle(assemble(*parts, [], rows, rows // 2 or 1, channels))
     told = [oracle.run([rng.randrange(-32768, 32768) for _ in range(len(parts[2]))]) for _ in range(vectors)]
     tests = [(each.features, each.label, each.scores[each.label]) for each in told]

@@ -21,30 +21,38 @@ static uint32_t rotated(uint32_t x, unsigned by)
 /* The schedule is kept in 16 words that are renewed in place: 64 bytes of stack instead of 256. */
 static void compress(tb_sha256 *sha)
 {
-  uint32_t w[16], s[8];
-  memcpy(s, sha->state, sizeof s);
-  for (unsigned i = 0; i < 16; i++) {
-    const uint8_t *p = sha->block + 4 * i;
-    w[i] = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-  }
+  uint32_t w[16], *s = sha->state;
+  uint32_t a = s[0], b = s[1], c = s[2], d = s[3], e = s[4], f = s[5], g = s[6], h = s[7];
   for (unsigned i = 0; i < 64; i++) {
-    if (i >= 16) {
-      uint32_t a = w[(i + 1) & 15], b = w[(i + 14) & 15];
-      uint32_t low = rotated(a, 7) ^ rotated(a, 18) ^ a >> 3;
-      uint32_t high = rotated(b, 17) ^ rotated(b, 19) ^ b >> 10;
-      w[i & 15] += low + w[(i + 9) & 15] + high;
+    uint32_t word;
+    if (i < 16) {
+      const uint8_t *p = sha->block + 4 * i;
+      word = (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
+    } else {
+      uint32_t x = w[(i + 1) & 15], y = w[(i + 14) & 15];
+      word = w[i & 15] + (rotated(x, 7) ^ rotated(x, 18) ^ x >> 3) + w[(i + 9) & 15] +
+             (rotated(y, 17) ^ rotated(y, 19) ^ y >> 10);
     }
-    uint32_t first = s[7] + (rotated(s[4], 6) ^ rotated(s[4], 11) ^ rotated(s[4], 25)) +
-                     ((s[4] & s[5]) ^ (~s[4] & s[6])) + K[i] + w[i & 15];
-    uint32_t second = (rotated(s[0], 2) ^ rotated(s[0], 13) ^ rotated(s[0], 22)) +
-                      ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
-    memmove(s + 1, s, 7 * sizeof s[0]);
-    s[4] += first;
-    s[0] = first + second;
+    w[i & 15] = word;
+    uint32_t first = h + (rotated(e, 6) ^ rotated(e, 11) ^ rotated(e, 25)) + ((e & f) ^ (~e & g)) + K[i] + word;
+    uint32_t second = (rotated(a, 2) ^ rotated(a, 13) ^ rotated(a, 22)) + ((a & b) ^ (a & c) ^ (b & c));
+    h = g;
+    g = f;
+    f = e;
+    e = d + first;
+    d = c;
+    c = b;
+    b = a;
+    a = first + second;
   }
-  for (unsigned i = 0; i < 8; i++) {
-    sha->state[i] += s[i];
-  }
+  s[0] += a;
+  s[1] += b;
+  s[2] += c;
+  s[3] += d;
+  s[4] += e;
+  s[5] += f;
+  s[6] += g;
+  s[7] += h;
 }
 
 void tb_sha256_init(tb_sha256 *sha)
