@@ -642,7 +642,7 @@ class Client:
             if response.status != 200:
                 self._read(response.status, response.read(ANSWER_BYTES_MAX))
             yield from _read_events(response)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
+        except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
             raise ClientError(f"the stream of {self._base} broke: {error}") from error
         finally:
             response.close()

@@ -108,6 +108,29 @@ def test_a_list_that_never_ends_is_cut_off() -> None:
         assert len(client.events(most=250)) == 250
 
 
+def test_a_stream_is_read_event_by_event_and_what_is_none_is_refused() -> None:
+    head = b"retry: 3000\n\nid: a-1\nevent: ready\ndata: {}\n\n: alive\n\n"
+    body = head + b'id: a-2\nevent: drift\ndata: {"at": 1}\n\nid: a-3\n'
+    with scripted_server(lambda request: Reply(body=body)) as (url, seen), Client(url, "t") as client:
+        found = list(client.follow(types="drift", device="d1", after="a-0", again=False))
+    assert found == [{"id": "a-1", "event": "ready"}, {"at": 1, "id": "a-2", "event": "drift"}]
+    assert seen[0].path == "/api/v1/events?types=drift&device=d1" and seen[0].headers["Last-Event-ID"] == "a-0"
+    for body, said in ((b"data: {\n\n", "broke"), (b"x" * (2 << 20), "larger than")):
+        with (
+            scripted_server(lambda request, body=body: Reply(body=body)) as (url, _),
+            Client(url, "t") as client,
+            pytest.raises(ClientError, match=said),
+        ):
+            list(client.follow(again=False))
+    with (
+        scripted_server(lambda request: Reply(403, b'{"detail": "no"}')) as (url, seen),
+        Client(url, "t") as client,
+        pytest.raises(ClientError, match="no"),
+    ):
+        next(client.follow())  # what asking again cannot mend is not asked again
+    assert len(seen) == 1
+
+
 def test_a_server_that_is_not_there() -> None:
     with (
         Client("http://127.0.0.1:1", "t", timeout_s=1) as client,
