@@ -25,6 +25,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the tables into the documentation when `WRITE=1` asks for it."""
     benchmarks = getattr(getattr(session.config, "_benchmarksession", None), "benchmarks", [])
     rows = [(bench.name.removeprefix("test_"), dict(bench.extra_info)) for bench in benchmarks]
-    rows = [(name.partition("[")[2].rstrip("]") or name, info) for name, info in rows if info.get("table")]
+    rows = [(_row(name, str(info["table"])), info) for name, info in rows if info.get("table")]
     if page.wanted() and rows:
         page.write(rows)
+
+
+def _row(name: str, table: str) -> str:
+    """What a row is called: the case, where it says enough."""
+    test, _, case = name.rstrip("]").partition("[")
+    return f"{test}, {case}" if case and table == "preprocess" else case or test

@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks import page
 
-CHANNELS, SAMPLES, IMPORTS = 32, 10, 7
+CHANNELS, SAMPLES, IMPORTS = 32, 10, 15
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -76,7 +76,12 @@ def imports() -> dict[str, Any]:
         seconds, _, loaded = answer.strip().partition(" ")
         taken.append(1000 * float(seconds))
     taken.sort()
-    return {"import_ms_median": round(taken[IMPORTS // 2], 1), "import_ms_max": round(taken[-1], 1), "loads": loaded}
+    return {
+        "import_ms_min": round(taken[0], 1),
+        "import_ms_median": round(taken[IMPORTS // 2], 1),
+        "import_ms_max": round(taken[-1], 1),
+        "loads": loaded,
+    }
 
 
 def package(kind: str, keys: Path) -> bytes:
@@ -185,6 +190,7 @@ def _rows(report: dict[str, Any]) -> list[page.Row]:
             {
                 "table": "import",
                 "peer": f"loads of NumPy and the backends: {found['loads'] or 'none'}",
+                "best_ms": found["import_ms_min"],
                 "median_ms": found["import_ms_median"],
                 "max_ms": found["import_ms_max"],
                 "wanted_ms": 150,

@@ -27,15 +27,16 @@ TABLES: Final = {
         "Inference",
         "`infer` beside the plain calls on a backend of its own: copy the window in, run, copy the scores out; `run "
         "alone` is the backend's call. Microseconds, p50 unless p99 is said. Sides take turns in short rounds, and "
-        "`added` is the median of the differences of neighbouring rounds: a slow moment of the machine hits both. "
-        "`own` is what of a call is not the backend's run: load, decision, monitors, metrics, the prediction. Paced is "
-        "100 Hz: the machine has slept before each call",
+        "`added` is the median of the differences of neighbouring rounds: a slow moment of the machine hits both; "
+        "calls in which the scheduler gave the processor away are left out. `own` is what of a call is not the "
+        "backend's run: load, decision, monitors, metrics, the prediction. Paced is 100 Hz: the machine has slept "
+        "before each call",
     ),
     "growth": ("Growth", "Python's memory blocks"),
     "engine": (
         "ONNX Runtime called from C",
         "the window is in its tensor. `C loop` calls the engine's C interface in a loop in C: nothing can be faster. "
-        "Microseconds, p50",
+        "Microseconds of the best of 40 rounds; paced: medians of single calls at 100 Hz",
     ),
     "reset": (
         "Beginning anew",
@@ -44,15 +45,17 @@ TABLES: Final = {
     ),
     "knn": (
         "Nearest neighbours",
-        "one query. `times the poc` is the proof of concept's time beside NumPy's where both were measured (7,493 us "
-        "beside 216.7 us for n=1000 d=1280, 1,153 us beside 16.2 us for n=200 d=256), brought to NumPy's time here",
+        "one query, the best of 30 rounds, numpy with one thread. `times the poc` is the proof of concept's time "
+        "beside NumPy's where both were measured (7,493 us beside 216.7 us for n=1000 d=1280, 1,153 us beside 16.2 us "
+        "for n=200 d=256), brought to NumPy's time here",
     ),
-    "preprocess": ("Before the model", "one window, microseconds"),
+    "preprocess": ("Before the model", "one window, microseconds, the best of 42 rounds"),
     "poc": (
         "The proof of concept's pipeline",
         "`make bench-poc`: an image through MobileNetV2, scaler, PCA and kNN from one package, beside the plain calls "
         "of the engine with PCA and kNN in NumPy; what the proof of concept added on its device was 17.4 % without "
-        "and 19.9 % with drift detection. Microseconds, median of neighbours",
+        "and 19.9 % with drift detection. Microseconds of the processor that the thread took, which other processes on "
+        "the machine do not lengthen; `added` is the median of the differences of neighbouring calls",
     ),
     "device": (
         "A whole device",
@@ -60,7 +63,7 @@ TABLES: Final = {
         "features in one process; resident memory after 20,000 windows, and the peak of the child that tries a package "
         "first. MB of 1,000,000 bytes",
     ),
-    "import": ("Import", "`make bench-memory`: `import tinylcm` in fresh processes"),
+    "import": ("Import", "`make bench-memory`: `import tinylcm` in fresh processes, milliseconds"),
     "journal": (
         "Journal",
         "records of about 200 bytes in groups of 100, beside SQLite (WAL, synchronous=FULL) on the same disk. Bytes of "

@@ -87,7 +87,7 @@ def test_onnx_from_c(benchmark: BenchmarkFixture, kind: str, tmp_path: Path) -> 
             for _ in range(CALLS):
                 call()
             times[name].append((time.perf_counter_ns() - start) / 1000 / CALLS)
-    us = {name: median(kept) for name, kept in times.items()}
+    us = {name: min(kept) for name, kept in times.items()}  # the machine is shared
     cold = paced(sides)
     benchmark.extra_info.update(
         table="engine",

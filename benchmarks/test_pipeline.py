@@ -1,13 +1,15 @@
 """What the runtime adds to the backend's own call, hot and at 100 Hz, on the same path and in the same run.
 
 The bare side is the least that anyone has to write: copy the window into the bound input, run, copy the scores out; and
-beside it the backend's call alone. Sides take turns in short rounds, so that a slow moment of the machine hits all.
+beside it the backend's call alone. Sides take turns in short rounds, so that a slow moment of the machine hits all, and
+calls in which the scheduler gave the processor to another process are left out of both.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -92,6 +94,8 @@ class Taken:
 
     def add(self, name: str, times_ns: list[int], results: list[object]) -> None:
         """One round of one side."""
+        if not times_ns:
+            return
         times = np.array(times_ns) / 1000
         self.rounds[name].append(times)
         self.own += [
@@ -104,8 +108,13 @@ class Taken:
 
     def difference(self, name: str, other: str) -> float:
         """Median over the rounds of the difference of the rounds' medians."""
-        pairs = zip(self.rounds[name], self.rounds[other], strict=True)
+        pairs = zip(self.rounds[name], self.rounds[other], strict=False)
         return float(np.median([np.median(a) - np.median(b) for a, b in pairs]))
+
+
+def preemptions() -> int:
+    """How often the scheduler has taken the processor from this thread."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
 
 
 def hot(sides: dict[str, Callable[[], object]]) -> Taken:
@@ -116,12 +125,16 @@ def hot(sides: dict[str, Callable[[], object]]) -> Taken:
             call()
     for _ in range(ROUNDS):
         for name, call in sides.items():
-            times, results = [], []
+            times, results, before = [], [], preemptions()
             for _ in range(CALLS):
                 start = clock()
                 result = call()
-                times.append(clock() - start)
-                results.append(result)
+                took = clock() - start
+                now = preemptions()
+                if now == before:
+                    times.append(took)
+                    results.append(result)
+                before = now
             taken.add(name, times, results)
     return taken
 
@@ -135,10 +148,13 @@ def paced(sides: dict[str, Callable[[], object]]) -> Taken:
             for _ in range(PACED_CALLS):
                 due += 1 / PACED_HZ
                 time.sleep(max(0.0, due - time.monotonic()))
+                before = preemptions()
                 start = time.perf_counter_ns()
                 result = call()
-                times.append(time.perf_counter_ns() - start)
-                results.append(result)
+                took = time.perf_counter_ns() - start
+                if preemptions() == before:
+                    times.append(took)
+                    results.append(result)
             taken.add(name, times, results)
     return taken
 
