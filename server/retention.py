@@ -252,11 +252,12 @@ def _remove_files(lease: Lease, store: Store, now_s: float, gone: dict[str, int]
 
 
 def _clear_up(lease: Lease, now_s: float) -> None:
-    """What has no use any more: ended sessions, used-up join tokens, clocks of boots of long ago."""
+    """What has no use any more: ended sessions, old answers, points that MLflow has, clocks of old boots."""
 
     def job(connection: Connection) -> None:
         removals.forget(connection, now_s)
         connection.execute("DELETE FROM session WHERE expires_at < ?", (now_s,))
+        connection.execute("DELETE FROM fleet_point WHERE at < ?", (now_s - 401 * DAY_S,))  # MLflow has them
         connection.execute("DELETE FROM idempotency WHERE created_at < ?", (now_s - 7 * DAY_S,))
         connection.execute(
             "DELETE FROM anchor WHERE received_at < ? AND received_at <"

@@ -157,3 +157,12 @@ def test_what_is_to_be_kept_is_read_as_people_write_it() -> None:
 def test_what_cannot_be_kept_is_said(text: str) -> None:
     with pytest.raises(StartError, match="--keep"):
         parse_keep([text])
+
+
+def test_points_that_mlflow_has_for_long_go(kit: Kit, lease: Lease) -> None:
+    hours = [(NOW - days * DAY_S) // 3600 * 3600 for days in (10, 300, 402, 900)]
+    columns = ("model", "version", "at", "span_s", "marks", "taken", "settled", "stamp_ms", "body")
+    values = [("m", "1", int(hour), 3600, 1, 1, 1, 1, "{}") for hour in hours]
+    kit.db.write(lambda connection: connection.insert("fleet_point", columns, values))
+    sweep(lease, kit.store, Keep(NEVER), NOW)
+    assert count(kit, "fleet_point") == 2
