@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit import request
+from kit import alarm, record, request
 from starlette.testclient import TestClient
 from tinysphere import auth, fleet, ingest
 from tinysphere.app import create_app
@@ -82,7 +82,12 @@ def test_a_device_shows_the_boards_behind_it(client: TestClient, token: str) -> 
     page = client.get(f"/devices/{device}").text
     assert "Boards behind it" in page and "left &lt;wrist&gt;" in page and "waves 3.0.0" in page
     assert re.search(r'state bad">away', page) and re.search(r'state good">online', page)
-    ingest.sync(db, device, request(boards=boards[:1]), 200.0, 30.0)
+    said = alarm(board="n-7", window=-1, suspect=-1, histogram=None, monitor="imu", signal="ay")
+    ingest.sync(db, device, request(boards=boards[:1], events=[record(1, "alarm", said)]), 200.0, 30.0)
+    page = client.get(f"/devices/{device}").text
+    assert "imu of board n-7" in page and ">-1<" not in page
+    event = client.get("/events/1").text
+    assert "n-7, by its own statistics" in event and "at window" not in event
     assert re.search(r'state bad">gone', client.get(f"/devices/{device}").text)
 
 
