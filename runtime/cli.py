@@ -383,8 +383,13 @@ def _show_any(arguments: argparse.Namespace, prediction: Prediction | BoardPredi
 def _windows_of(lines: list[object], axes: int) -> list[object]:
     """Each line is a window; but lines of numbers are together the one window of a model that takes a matrix."""
     first = lines[0] if lines else None
-    matrix_of_lines = axes == 2 and isinstance(first, list) and not (first and isinstance(first[0], list))
-    return [lines] if matrix_of_lines else lines
+    if axes != 2 or not isinstance(first, list) or (first and isinstance(first[0], list)):
+        return lines
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, list) or len(line) != len(first):
+            got = f"{len(line)} values" if isinstance(line, list) else repr(line)[:40]
+            raise InputError(f"line {number}: expected a list of {len(first)} numbers as in the first, got {got}")
+    return [lines]
 
 
 def _infer(arguments: argparse.Namespace) -> None:

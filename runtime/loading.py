@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from .monitors import BUDGET, Monitor, MonitorSet, ScalarMonitor, build_monitors
 from .package import Package
 from .preprocess import load_image, make_plan
 from .window import load_window
+
+if TYPE_CHECKING:
+    from .backends.knn import KNNBackend
 
 BUDGET_PATIENCE: Final = 3  # predictions in a row over the latency budget: one slow one is the machine's
 DISTANCE: Final = "distance"  # the signal, and the kNN's output that it is
@@ -144,6 +147,14 @@ class LoadedModel:
             return None
         bounds, scale = np.iinfo(self._tensor.array.dtype), self._tensor.scale or 1.0
         return scale * (bounds.min - self._tensor.zero_point), scale * (bounds.max - self._tensor.zero_point)
+
+    @property
+    def knn(self) -> KNNBackend | None:
+        """The kNN that the model is or ends in."""
+        from .backends.knn import KNNBackend  # a pipeline without one does not need it
+
+        last = self.backend.stages[-1] if isinstance(self.backend, ChainBackend) else self.backend
+        return last if isinstance(last, KNNBackend) else None
 
     def bind_monitors(self) -> None:
         """Show the monitors where windows lie; anew after their restart."""
@@ -342,7 +353,8 @@ def open_package(package: Package, options: Options) -> Backend:
     # A kNN's distance to its neighbours is an output that it gives when a monitor watches it.
     far = [DISTANCE] if any(monitor.signal == DISTANCE for monitor in manifest.monitors) else []
     first = {
-        "shapes": {"": manifest.input.shape, **{spec.name: spec.shape for spec in manifest.inputs}},
+        # By name: a TFLite tensor answers to several, and takes the one that it was asked for by.
+        "shapes": {spec.name: spec.shape for spec in (manifest.input, *manifest.inputs)},
         "state": manifest.state,
         "constants": manifest.constants,
     }

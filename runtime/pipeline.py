@@ -30,9 +30,10 @@ from .loading import LoadedModel, Options, make_decider, open_file, open_package
 from .manifest import Manifest
 from .metrics import Metrics
 from .monitors import BUDGET, Detector, Monitor, watch
+from .neighbours import Neighbours
 from .package import Package
 from .types import Alarm, Json, Payload, Prediction, Stream
-from .window import Block, Windower
+from .window import Block, Lost, Windower
 
 _log = logging.getLogger("tinylcm")
 CHUNK_ROWS: Final = 64
@@ -77,6 +78,7 @@ class Pipeline(Runner):
     Attributes:
         failures: windows on which the model itself failed.
         alarms: of drift, over all packages.
+        sink_errors: exceptions of the sink; the first ones are logged.
 
     `infer`, `infer_many`, `stream` and `swap` may be called from several threads: a lock makes each prediction whole.
     A stream's samples belong to one thread. A model that keeps state between windows serves one stream at a time: a
@@ -114,8 +116,8 @@ class Pipeline(Runner):
         self._owner: object = None
         self._session = secrets.token_hex(6)
         self._over_memory = False
-        self._ended: deque[dict[str, Json]] = deque(maxlen=SUMMARIES_MAX)
-        self.failures = self.alarms = 0
+        self._ended: deque[tuple[Manifest, Metrics]] = deque(maxlen=SUMMARIES_MAX)
+        self.failures = self.alarms = self.sink_errors = 0
         if isinstance(model, Package):
             if any(given is not None for given in (labels, window, hop, output, shape)) or format:
                 raise ConfigError(
@@ -170,6 +172,11 @@ class Pipeline(Runner):
         return self._model.backend
 
     @property
+    def neighbours(self) -> Neighbours:
+        """What a model that ends in a kNN compares with: to add labelled windows to, to evict from, to condense."""
+        return Neighbours(lambda: self._model, self._lock)
+
+    @property
     def metrics(self) -> Metrics:
         """The counters of the model in use."""
         return self._model.metrics
@@ -197,9 +204,8 @@ class Pipeline(Runner):
         loaded = self._load(package)
         loaded.engine.variant = variant
         with self._lock:
-            if (summary := self._summarise(self._model)) is not None:
-                self._ended.append(summary)
-            loaded.engine.predictions = self._model.engine.predictions  # ids go on
+            self._ended.append((self.manifest, self.metrics))
+            loaded.engine.follow(self._model.engine)  # ids go on; a stream may have windows of the old one due
             loaded.metrics.totals["swaps"] = self._model.metrics.totals["swaps"] + 1
             self._adopt(loaded)
             self._owner = None
@@ -263,9 +269,20 @@ class Pipeline(Runner):
         self.alarms += len(prediction.drift)
         if self._sink is not None:
             for alarm in prediction.drift:
-                self._sink.emit("events", "alarm", alarm_payload(alarm, model.manifest))
+                self._tell(alarm, model.manifest)
         if self._capture is not None:
             self._capture.offer(model.engine.rows, prediction, prediction.drift)
+
+    def _tell(self, alarm: Alarm, manifest: Manifest) -> None:
+        """Hand an alarm to the sink; what a sink of the application raises must not cost the prediction."""
+        if self._sink is None:
+            return
+        try:
+            self._sink.emit("events", "alarm", alarm_payload(alarm, manifest))
+        except Exception as error:
+            self.sink_errors += 1
+            if self.sink_errors <= ERRORS_LOGGED_MAX:
+                _log.exception("the sink failed on an alarm of %s: %s", alarm.monitor, error)
 
     def keep_windows(self, capture: Capturer) -> None:
         """Offer the windows to this from now on."""
@@ -303,16 +320,21 @@ class Pipeline(Runner):
     def _stream_whole(
         self, samples: Iterable[object], on_error: Callable[[TinyLCMError], object] | None
     ) -> Iterator[Prediction]:
-        report = on_error or _LogErrors()
+        report = _judge(on_error)
         for item in samples:
-            try:
-                prediction = self.infer(item)
-            except TinyLCMError as error:
-                if on_error is None and not isinstance(error, InputError):
-                    raise
-                report(error)
-                continue
-            yield prediction
+            prediction = self._infer_whole(item, report)
+            if prediction is not None:
+                yield prediction
+
+    def _infer_whole(self, item: object, report: Callable[[TinyLCMError], object]) -> Prediction | None:
+        """Predict an item that is a window by itself; None when it was refused, and reported."""
+        if isinstance(item, Lost):
+            return None  # a picture stands for itself
+        try:
+            return self.infer(item)
+        except TinyLCMError as error:
+            report(error)
+            return None
 
     async def astream(
         self,
@@ -326,8 +348,15 @@ class Pipeline(Runner):
             samples: as `stream` takes them, from an asynchronous iterator or a plain one.
             on_error: see `stream`.
         """
-        feed = _Feed([self], on_error)
         source = samples if isinstance(samples, AsyncIterable) else _as_async(samples)
+        if self.manifest.image is not None:
+            report = _judge(on_error)
+            async for item in source:
+                found = await asyncio.to_thread(self._infer_whole, item, report)
+                if found is not None:
+                    yield found
+            return
+        feed = _Feed([self], on_error)
         async for item in source:
             for part in _parts(item):
                 for due in feed.renewed().feed(part):
@@ -369,20 +398,16 @@ class Pipeline(Runner):
 
     def take_summaries(self, count_max: int = SUMMARIES_MAX + 1) -> list[dict[str, Json]]:
         """The metrics since the last call: first of models that a swap has replaced since then."""
+        found: list[dict[str, Json]] = []
         with self._lock:
-            found = [self._ended.popleft() for _ in range(min(count_max, len(self._ended)))]
-            if len(found) < count_max and (summary := self._summarise(self._model)) is not None:
-                found.append(summary)
+            while self._ended and len(found) < count_max:
+                found += _summarise(*self._ended.popleft())
+            if len(found) < count_max:
+                now = _summarise(self.manifest, self.metrics)
+                if now:
+                    self._check_memory(self._model, now[0])
+                found += now
         return found
-
-    def _summarise(self, model: LoadedModel) -> dict[str, Json] | None:
-        """What a model has done since the last summary; None for nothing. The caller holds the lock."""
-        snapshot = model.metrics.snapshot()
-        if not (snapshot["windows"] or snapshot["errors"] or snapshot["dropped_samples"]):
-            return None
-        model.metrics.clear()
-        self._check_memory(model, snapshot)
-        return {"model": model.manifest.name, "version": model.manifest.version, **snapshot}
 
     def _check_memory(self, model: LoadedModel, snapshot: dict[str, Json]) -> None:
         """Alarm once when the process has grown beyond its budget; armed again below 90 % of it."""
@@ -394,10 +419,18 @@ class Pipeline(Runner):
             window = model.engine.predictions
             alarm = Alarm(BUDGET, "Limit", "memory", float(used), float(limit), window, window)
             _log.warning("the process has %d bytes in memory, its budget is %d", used, limit)
-            if self._sink is not None:
-                self._sink.emit("events", "alarm", alarm_payload(alarm, model.manifest))
+            self._tell(alarm, model.manifest)
         elif used < 0.9 * limit:
             self._over_memory = False
+
+
+def _summarise(manifest: Manifest, metrics: Metrics) -> list[dict[str, Json]]:
+    """What a model has done since the last summary; empty for nothing."""
+    snapshot = metrics.snapshot()
+    if not (snapshot["windows"] or snapshot["errors"] or snapshot["dropped_samples"]):
+        return []
+    metrics.clear()
+    return [{"model": manifest.name, "version": manifest.version, **snapshot}]
 
 
 def make_windower(manifests: Sequence[Manifest], ring_samples: int | None) -> Windower:
@@ -534,6 +567,18 @@ async def _as_async(samples: Iterable[object]) -> AsyncIterator[object]:
     iterator, end = iter(samples), object()
     while (item := await asyncio.to_thread(next, iterator, end)) is not end:
         yield item
+
+
+def _judge(on_error: Callable[[TinyLCMError], object] | None) -> Callable[[TinyLCMError], object]:
+    """What is called with errors: without `on_error` samples' errors are logged, and others end the stream."""
+    log = _LogErrors()
+
+    def strict(error: TinyLCMError) -> None:
+        if not isinstance(error, InputError):
+            raise error
+        log(error)
+
+    return on_error or strict
 
 
 def _parts(item: object) -> Iterable[object]:

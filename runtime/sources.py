@@ -255,7 +255,7 @@ def paced(samples: Iterable[object], rate_hz: float) -> Iterator[object]:
             wait = start + count / rate_hz - time.monotonic()
             if wait > 0:
                 time.sleep(wait)
-            count += _count_rows(row)
+            count += count_rows(row)
             yield row
 
 
@@ -270,7 +270,7 @@ def _rows_of(item: object) -> Iterable[object]:
     return [item]
 
 
-def _count_rows(item: object) -> int:
+def count_rows(item: object) -> int:
     """How many samples an item is; one that cannot be used is one."""
     values = item.values if isinstance(item, Block) else item
     if isinstance(values, np.ndarray):
@@ -429,19 +429,19 @@ class Background:
 
     def _put(self, item: object) -> bool:
         """Queue an item, or lose one; False when nobody wants any more."""
-        rows = min(_count_rows(item), self._queue_rows)
+        rows = min(count_rows(item), self._queue_rows)
         with self._changed:
             if self._overflow == "block":
                 self._changed.wait_for(lambda: self._closed or self._waiting + rows <= self._queue_rows)
             if self._closed:
                 return False
             if self._waiting + rows > self._queue_rows and self._overflow == "drop_newest":
-                self._drop(_count_rows(item))
+                self._drop(count_rows(item))
                 return True
             while self._waiting + rows > self._queue_rows:
                 oldest, size = self._queue.popleft()
                 self._waiting -= size
-                self._drop(_count_rows(oldest))
+                self._drop(count_rows(oldest))
             if self._lost and self._overflow == "drop_newest":
                 self._queue.append((self._take_lost(), 0))
             self._queue.append((item, rows))

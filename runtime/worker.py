@@ -13,7 +13,9 @@ from typing import Final, Literal, Protocol
 import numpy as np
 
 from .errors import ConfigError, DeviceError, TinyLCMError
+from .sources import count_rows
 from .types import Prediction
+from .window import Lost
 
 _log = logging.getLogger("tinylcm")
 OVERFLOWS: Final = ("drop_oldest", "drop_newest", "block")
@@ -48,7 +50,8 @@ class Worker:
         on_error: called with the errors of samples and windows; by default the first few are logged.
         queue_items: rows or blocks that may wait.
         overflow: when the queue is full: `drop_oldest` and `drop_newest` lose an item and count it, `block` lets
-            `put` wait.
+            `put` wait. The stream learns of what was lost, so that no window spans it unnoticed: the manifest's
+            policy for missing samples decides.
         priority: niceness of the thread, -20 to 19; below 0 needs the right to. By default the model's own
             (`Options.priority`, `[models.NAME] priority`).
 
@@ -79,7 +82,8 @@ class Worker:
             raise ConfigError("expected 1 to 1048576 queue_items and a priority from -20 to 19")
         self._model, self._on_prediction, self._on_error = model, on_prediction, on_error
         self._overflow, self._size, self._priority = overflow, queue_items, priority
-        self._waiting: deque[object] = deque()
+        self._waiting: deque[tuple[object, int]] = deque()  # with what was lost just before it, in samples
+        self._lost = 0  # samples lost after the last one that waits, or, of `drop_oldest`, before the first
         self._ready: deque[Prediction] = deque(maxlen=queue_items)
         self._changed = threading.Condition()
         self._closing = False
@@ -119,9 +123,11 @@ class Worker:
                 self.dropped += 1
                 self._model.count_overflow()
                 if self._overflow != "drop_oldest":
+                    self._lost += count_rows(item)
                     return False
-                self._waiting.popleft()
-            self._waiting.append(item.copy() if isinstance(item, np.ndarray) else item)
+                self._lost += count_rows(self._waiting.popleft()[0])
+            before = 0 if self._overflow == "drop_oldest" else self._take_lost()
+            self._waiting.append((item.copy() if isinstance(item, np.ndarray) else item, before))
             self._changed.notify_all()
             return not full
 
@@ -156,9 +162,16 @@ class Worker:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     return
-                item = self._waiting.popleft()
+                item, lost = self._waiting.popleft()
+                lost += self._take_lost() if self._overflow == "drop_oldest" else 0
                 self._changed.notify_all()
+            if lost:
+                yield Lost(lost, "the worker's queue was full")
             yield item
+
+    def _take_lost(self) -> int:
+        lost, self._lost = self._lost, 0
+        return lost
 
     def _run(self) -> None:
         try:

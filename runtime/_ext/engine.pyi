@@ -87,11 +87,16 @@ class Runner:
     def infer(self, x: object) -> Prediction: ...
 
 @final
+class Count:
+    value: int
+
+@final
 class Engine:
     rows: NDArray[np.float32]
     variant: str
     observed: bool
-    predictions: int
+    @property
+    def predictions(self) -> int: ...
     missing: int
     decider: Decider
     def __init__(
@@ -117,6 +122,7 @@ class Engine:
         variant: str,
         session: str,
     ) -> None: ...
+    def follow(self, other: Engine) -> None: ...
     def set_watch(self, watch: Watch) -> None: ...
     def infer(self, x: object, decider: Decider | None = None) -> Prediction: ...
     def infer_reader(self, reader: Reader, decider: Decider) -> Prediction: ...

@@ -509,6 +509,13 @@ cdef void moments(const float[:, ::1] window, double* mean, double* std) noexcep
 # the engine --------------------------------------------------------------------------------------------------
 
 @cython.final
+cdef class Count:
+    """Predictions that were made, by all engines that share it: while one is exchanged, both may run a little."""
+
+    cdef public long long value
+
+
+@cython.final
 cdef class Engine:
     """A model that is ready to run, with everything around it: what a hot swap exchanges as a whole.
 
@@ -544,7 +551,8 @@ cdef class Engine:
     cdef Py_ssize_t[8] _shape
     cdef Py_ssize_t _samples, _values
     cdef bint _keep_rows
-    cdef public long long predictions, missing
+    cdef public long long missing
+    cdef Count _made
     cdef public bint observed
     cdef readonly Decider decider
 
@@ -565,6 +573,7 @@ cdef class Engine:
         PyObject_GetBuffer(output, &self._output_view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE)
         PyObject_GetBuffer(rows, &self._rows_view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | PyBUF_WRITABLE)
         self._held = True
+        self._made = Count()
         self._plan, self._convert, self.rows, self._run = plan, convert, rows, run
         self._watch, self._metrics, self.decider = watch, metrics, decider
         self._extra, self._stages = extra, stages
@@ -587,6 +596,15 @@ cdef class Engine:
             PyBuffer_Release(&self._tensor_view)
             PyBuffer_Release(&self._output_view)
             PyBuffer_Release(&self._rows_view)
+
+    @property
+    def predictions(self):
+        """Made by this engine and those that it follows."""
+        return self._made.value
+
+    def follow(self, Engine other not None):
+        """Count on where another engine counts, which may go on meanwhile: no two predictions have one number."""
+        self._made = other._made
 
     def set_watch(self, Watch watch not None):
         """Exchange the monitors, after they have been restored."""
@@ -692,7 +710,7 @@ cdef class Engine:
             decider._now, decider.count, place, (decided - start) * 1e-3, self.missing, decided
         )
         self.missing = 0
-        self.predictions += 1
+        self._made.value += 1
         done = now_ns()
         found.load_us = stages[0] = (loaded - start) * 1e-3
         found.run_us = stages[1] = (ran - loaded) * 1e-3
@@ -704,7 +722,7 @@ cdef class Engine:
         found.label = self._labels[best] if best >= 0 else self._reject
         found._labels, found.variant = self._labels, self.variant
         found.model, found.version = self._model, self._version
-        found._session, found._number = self._session, self.predictions
+        found._session, found._number = self._session, self._made.value
         found.event = decider.event
         found._keep(decider._mean, decider.count)
         if reader is None:

@@ -24,24 +24,25 @@ class ChainBackend:
         ModelError: a stage does not take what the one before gives.
 
     Attributes:
+        stages: the backends, in their order.
         times_us: what each stage took in the last `run`, in microseconds, float64 `[stages]`.
     """
 
     def __init__(self, stages: Sequence[tuple[str, Backend]], embedding: str = "") -> None:
         self.names = tuple(name for name, _ in stages)
-        self._stages = [backend for _, backend in stages]
-        self.inputs = self._stages[0].inputs
-        self.stateful = any(backend.stateful for backend in self._stages)
+        self.stages = tuple(backend for _, backend in stages)
+        self.inputs = self.stages[0].inputs
+        self.stateful = any(backend.stateful for backend in self.stages)
         self.times_us = np.zeros(len(stages))
         self._steps = []
-        for index, backend in enumerate(self._stages):
-            hand = _Hand(self.names[index - 1 : index + 1], self._stages[index - 1], backend) if index else None
+        for index, backend in enumerate(self.stages):
+            hand = _Hand(self.names[index - 1 : index + 1], self.stages[index - 1], backend) if index else None
             self._steps.append((hand, backend.run))
-        self.outputs = self._stages[-1].outputs
+        self.outputs = self.stages[-1].outputs
         if embedding:
             if embedding not in self.names:
                 raise ModelError(f"the chain has no stage {embedding!r} to watch; it has {', '.join(self.names)}")
-            watched = self._stages[self.names.index(embedding)].outputs[0]
+            watched = self.stages[self.names.index(embedding)].outputs[0]
             self.outputs = (*self.outputs, Tensor(embedding, watched.array, watched.scale, watched.zero_point))
 
     def run(self) -> None:
@@ -59,7 +60,7 @@ class ChainBackend:
         """Compute n windows, stage after stage."""
         given: list[list[NDArray[Any]]] = []
         values: Sequence[NDArray[Any]] = inputs
-        for (hand, _), backend in zip(self._steps, self._stages, strict=True):
+        for (hand, _), backend in zip(self._steps, self.stages, strict=True):
             if hand is not None:
                 values = [hand.converted(given[-1][0])]
             given.append(backend.run_many(values))
@@ -68,7 +69,7 @@ class ChainBackend:
 
     def reset(self) -> None:
         """Reset every stage."""
-        for backend in self._stages:
+        for backend in self.stages:
             backend.reset()
 
 

@@ -44,7 +44,16 @@ def knn_arrays(
     count = int(kinds.max()) + 1 if classes is None else classes
     head = KNN(rows.shape[1], count, k, metric, dtype, weights, len(rows))
     head.add_many(rows, kinds)
-    codes = {"k": k, "metric": METRICS.index(metric), "weighted": WEIGHTS.index(weights), "classes": count}
+    return _file_of(head)
+
+
+def _file_of(head: KNN) -> bytes:
+    codes = {
+        "k": head.k,
+        "metric": METRICS.index(head.metric),
+        "weighted": WEIGHTS.index(head.weights),
+        "classes": head.classes,
+    }
     return write_arrays({**head.to_arrays(), **{name: np.array(code) for name, code in codes.items()}})
 
 
@@ -112,3 +121,7 @@ class KNNBackend:
 
     def reset(self) -> None:
         """Nothing: a search remembers nothing."""
+
+    def to_file(self) -> bytes:
+        """The model file of what it holds now."""
+        return _file_of(self.knn)

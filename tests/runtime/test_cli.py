@@ -98,6 +98,40 @@ def test_infer_takes_files_and_json_lines(
     assert "expected shape [100, 6], got [1, 2]" in run(capsys, "infer", "model.onnx", code=1)
 
 
+@pytest.mark.parametrize(("line", "got"), [("no json", "'no json"), ("[1, 2]", "2 values"), ("7", "7")])
+def test_infer_names_the_line_that_does_not_fit(
+    line: str, got: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{[0] * 6}\n" * 99 + line + "\n"))
+    refused = run(capsys, "infer", "model.onnx", code=1)
+    assert f"line 100: expected a list of 6 numbers as in the first, got {got}" in refused
+
+
+@pytest.mark.parametrize("kind", ["json", "int16", "float32"])
+def test_run_takes_a_sensor_on_standard_input(
+    kind: str,
+    folder: Path,
+    package: dict,
+    activity: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run(capsys, "init")
+    run(capsys, "keys", "trust", "keys/root.pub")
+    run(capsys, "package", "install", "activity-1.0.0.tlm")
+    series = np.round(np.load(activity / "data" / "basic_motions.npz")["x_test"][0].T)  # what every kind can say
+    series = np.vstack([series, series[:10]])
+    if kind == "json":
+        data = "".join(f"{row}\n" for row in [*series[:5].tolist(), "no numbers", *series[5:].tolist()]).encode()
+        expected = [104]  # the window begins anew after what is no sample: the package says `drop`
+    else:
+        data = series.astype("<i2" if kind == "int16" else "<f4").tobytes()
+        expected = [99, 109]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    lines = run(capsys, "run", "--model", "activity", "--kind", kind, "--json").splitlines()
+    assert [json.loads(line)["last_sample"] for line in lines] == expected
+
+
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import subprocess
 import sys
@@ -9,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from backend_cases import require
 from kinds import counter, open_batch_model, packaged, pixels_model, save, two_inputs, value, windowed
 from models import linear_model, make_signer, trust_of
 from onnx import helper
+from tflite_models import load
 from tinylcm import ConfigError, InputError, ModelError, Options, Pipeline
 from tinylcm.backends.knn import knn_arrays
 from tinylcm.backends.linear import linear_arrays, pca_arrays, scaler_arrays
@@ -19,6 +22,7 @@ from tinylcm.drift import BinnedKS
 from tinylcm.monitors import watch
 from tinylcm.package import parse_package
 from tinylcm.publish import build
+from tinylcm.window import Lost
 
 
 def test_a_model_of_several_inputs_takes_a_mapping_and_gives_further_outputs() -> None:
@@ -273,6 +277,27 @@ def test_an_image_is_taken_as_array_bytes_path_or_picture(tmp_path: Path) -> Non
         pipeline.infer(b"no image")
 
 
+def test_images_stream_under_asyncio_too() -> None:
+    pytest.importorskip("PIL.Image")
+    pipeline, errors = Pipeline(uint8_package()), list[Exception]()  # type: ignore[arg-type]
+    array = np.zeros((4, 5, 3), dtype=np.uint8)
+    array[..., 2] = 255
+
+    async def labels() -> list[str]:
+        items = [array, b"no image", array]
+        return [found.label async for found in pipeline.astream(items, on_error=errors.append)]
+
+    assert asyncio.run(labels()) == ["b", "b"]
+    assert len(errors) == 1 and "image" in str(errors[0])
+
+
+def test_lost_images_are_no_error(tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image")
+    array = np.zeros((4, 5, 3), dtype=np.uint8)
+    found = list(Pipeline(uint8_package()).stream([Lost(3, "the queue was full"), array]))  # type: ignore[arg-type]
+    assert len(found) == 1
+
+
 def test_an_integer_tensor_takes_stored_values_as_they_are_and_quantises_real_ones() -> None:
     document = {
         "input": {"name": "x", "shape": [1, 2, 2, 3], "dtype": "uint8", "scale": 1 / 255, "zero_point": 0},
@@ -294,6 +319,17 @@ def test_a_manifest_that_contradicts_the_model_is_refused() -> None:
         Pipeline(packaged({**base, "input": {"name": "x", "shape": [1, 2, 2, 3]}}, member))
     with pytest.raises(ModelError, match=r"has shape \[1, 2, 2, 3\]"):
         Pipeline(packaged({**base, "input": {"name": "x", "shape": [1, 2, 3, 3], "dtype": "uint8"}}, member))
+
+
+@pytest.mark.parametrize(("scale", "zero_point"), [(0.06, -3), (0.05, -4)])
+def test_a_quantisation_that_is_not_the_model_s_is_refused(scale: float, zero_point: int) -> None:
+    require(("tflite",))
+    quantised = {"name": "x", "shape": [1, 16], "dtype": "int8", "scale": scale, "zero_point": zero_point}
+    package = packaged(
+        {"input": quantised, "labels": list("abcd"), "format": "tflite"}, {"model.tflite": load("fc_int8")}
+    )
+    with pytest.raises(ModelError, match=rf"by 0.05 and -3 in the model, by {scale:g} and {zero_point} in"):
+        Pipeline(package)
 
 
 def test_steps_stand_between_the_stream_and_the_model() -> None:
@@ -332,6 +368,26 @@ def test_options_reach_the_backend_and_are_checked(tmp_path: Path) -> None:
     for wrong in ({"threads": 0}, {"latency_us": -1.0}, {"memory_bytes": -1}, {"latency_us": float("nan")}):
         with pytest.raises(ConfigError):
             Options(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: it lists a process's threads")
+def test_an_onnx_model_has_the_threads_that_the_options_say(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(linear_model())
+    code = """
+import os, sys
+from tinylcm import Options, Pipeline
+Pipeline(sys.argv[1])
+before = len(os.listdir("/proc/self/task"))
+kept = [Pipeline(sys.argv[1], options=Options(threads=int(count))) for count in sys.argv[2:]]
+print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+    def begun(*counts: str) -> int:
+        command = [sys.executable, "-c", code, str(path), *counts]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert begun("1") == 0 and begun("2") == 1 and begun("2", "4") == 4
 
 
 def test_a_backend_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:

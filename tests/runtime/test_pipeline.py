@@ -29,7 +29,7 @@ from models import (
 )
 from tinylcm import Alarm, ConfigError, DeviceError, InputError, ModelError, Options, Pipeline
 from tinylcm.backends.knn import knn_arrays
-from tinylcm.drift import PageHinkley
+from tinylcm.drift import Limit, PageHinkley
 from tinylcm.manifest import InputSpec, MonitorSpec, WindowSpec
 from tinylcm.package import build_package, parse_package
 
@@ -188,6 +188,17 @@ def test_alarms_reach_the_prediction_and_the_sink(model: Path) -> None:
     assert (payload["monitor"], payload["statistic"], payload["histogram"]) == ("confidence", 2.0, None)
 
 
+def test_a_sink_that_raises_costs_no_prediction(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def emit(self, stream: str, type: str, payload: object) -> None:
+            raise OSError("the bus is gone")
+
+    pipeline = Pipeline(model, sink=Broken(), monitors=[tinylcm.monitors.watch("confidence", Limit(1e-9))])
+    found = [pipeline.infer([1.0, 2.0, 3.0]) for _ in range(2)]
+    assert len(found[0].drift) == 1 and pipeline.sink_errors == 1 and pipeline.metrics.errors == 0
+    assert "the sink failed on an alarm of confidence: the bus is gone" in caplog.text
+
+
 def test_a_detector_without_update_is_refused(model: Path) -> None:
     with pytest.raises(ConfigError, match="no detector"):
         Pipeline(model, monitors=[object()])  # type: ignore[list-item]
@@ -209,7 +220,7 @@ def test_a_package_brings_its_own_labels_and_keeps_its_manifest() -> None:
     [
         ({"labels": ("a", "b", "c")}, "3 labels for 2 scores"),
         ({"output": "other"}, "no output 'other'"),
-        ({"input": InputSpec("y", (1, 3))}, "input is 'x', the manifest says 'y'"),
+        ({"input": InputSpec("y", (1, 3))}, "no input 'y'; it has x"),
         ({"input": InputSpec("x", (1, 4))}, "shape"),
     ],
 )
@@ -242,7 +253,7 @@ def test_a_swap_under_load_loses_and_mixes_nothing() -> None:
     finally:
         stop.set()
         thread.join()
-    assert len(predictions) == 3000
+    assert len({prediction.id for prediction in predictions}) == 3000
     assert [prediction.last_sample for prediction in predictions] == list(range(3000))
     assert all(prediction.scores == expected[prediction.version] for prediction in predictions)
     assert {prediction.version for prediction in predictions} == set(expected)
@@ -304,6 +315,22 @@ def test_a_swap_loses_no_windows_of_the_summaries() -> None:
         pipeline.swap(package)
     assert pipeline.take_summary()["version"] == "4.0"  # type: ignore[index]
     assert [summary["version"] for summary in pipeline.take_summaries()] == [f"{n}.0" for n in range(5, 12)]
+
+
+def test_what_a_stream_still_had_due_at_a_swap_is_summarised_and_numbered_too() -> None:
+    signer = make_signer()
+    first, second = (
+        parse_package(make_package(version=f"{index}.0", signer=signer), trust_of(signer)) for index in (1, 2)
+    )
+    pipeline = Pipeline(first)
+    stream = pipeline.stream([np.zeros((10, 3), np.float32), np.zeros((2, 3), np.float32)])
+    found = [next(stream) for _ in range(3)]
+    pipeline.swap(second)
+    found.append(pipeline.infer([0.0, 0.0, 0.0]))
+    found += stream
+    assert [prediction.version for prediction in found] == ["1.0"] * 3 + ["2.0"] + ["1.0"] * 7 + ["2.0"] * 2
+    assert len({prediction.id for prediction in found}) == 13 == pipeline.predictions
+    assert [(one["version"], one["windows"]) for one in pipeline.take_summaries()] == [("1.0", 10), ("2.0", 3)]
 
 
 def test_many_inferences_do_not_grow_the_heap(model: Path) -> None:
@@ -493,6 +520,15 @@ def test_decisions_are_of_each_stream_its_own() -> None:
     one, two = pipeline.stream(rows), pipeline.stream(rows[::-1])
     mixed = [(next(one).scores, next(two).scores) for _ in range(12)]
     assert [first for first, _ in mixed] == alone
+
+
+def test_smoothing_begins_anew_after_a_gap() -> None:
+    package = of_window(1, 3, postprocess={"smoothing": 4})
+    rows = np.random.default_rng(0).standard_normal((6, 3)).astype(np.float32)
+    pipeline, fresh = Pipeline(package), Pipeline(package)
+    before, after = rows[:3], rows[3:]
+    gapped = [p.scores for p in pipeline.stream([before, [math.nan] * 3, after], on_error=lambda error: None)]
+    assert gapped[3:] == [p.scores for p in fresh.stream([after])] != [p.scores for p in fresh.stream([rows])][3:]
 
 
 def test_a_neighbour_distance_is_a_signal() -> None:

@@ -8,14 +8,27 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from kinds import counter
+from kinds import counter, windowed
 from models import linear_model, log_model
-from tinylcm import ConfigError, DeviceError, InputError, ModelError, Pipeline, Prediction, TinyLCMError
+from numpy.typing import NDArray
+from tinylcm import (
+    Alarm,
+    CapturePolicy,
+    Capturer,
+    ConfigError,
+    DeviceError,
+    InputError,
+    ModelError,
+    Pipeline,
+    Prediction,
+    TinyLCMError,
+)
+from tinylcm.clock import SystemClock
 from tinylcm.loading import Options
 from tinylcm.worker import ERRORS_LOGGED_MAX, Overflow, Worker
 
@@ -145,6 +158,43 @@ def test_a_full_queue_loses_the_named_end_and_counts_it(
     assert [round(score) for score in gate.sums] == kept
     assert worker.dropped == 3
     assert logarithm.metrics.totals["overflow"] == 3 and logarithm.metrics.rollup()["overflow"] == 3
+
+
+@pytest.mark.parametrize(
+    ("overflow", "missing", "spans"),
+    [
+        ("drop_oldest", "drop", [[0, 1], [8, 9]]),  # 2 to 7 were lost, and 1.5 began a window
+        ("drop_newest", "drop", [[0, 1], [1.5, 2], [10, 11]]),  # 4 to 9 were, and 3 began one
+        ("drop_oldest", "hold", [[0, 1], [1.5, 1.5], [1.5, 1.5], [1.5, 1.5], [1.5, 8]]),
+    ],
+)
+def test_no_window_spans_what_the_queue_has_lost(overflow: Overflow, missing: str, spans: list[list[float]]) -> None:
+    model = Pipeline(windowed(2, window={"missing": missing, "gap_samples_max": 100}), capture=(kept := _Windows()))
+    gate, errors = Gate(), list[TinyLCMError]()
+    worker = Worker(model, on_prediction=gate, on_error=errors.append, overflow=overflow, queue_items=2)
+    worker.put([[0.0], [1.0], [1.5]])
+    assert gate.reached.wait(WAIT_S)
+    for number in range(2, 10):
+        worker.put([float(number)])
+    gate.open.set()
+    if overflow == "drop_newest":
+        until(lambda: len(kept.windows) == 2)
+        worker.put([[10.0], [11.0]])
+    worker.close()
+    assert kept.windows == spans
+    assert worker.dropped == 6 and "lost 6 samples: the worker's queue was full" in str(errors[0])
+
+
+class _Windows(Capturer):
+    """Sees every window."""
+
+    def __init__(self) -> None:
+        super().__init__(CapturePolicy(every_nth=1), lambda payload: None, SystemClock())
+        self.windows: list[list[float]] = []
+
+    def offer(self, window: NDArray[np.float32], prediction: Prediction, alarms: Sequence[Alarm] = ()) -> bool:
+        self.windows.append(window[:, 0].tolist())
+        return True
 
 
 def test_block_waits_for_a_place_and_no_longer_than_its_timeout(gated: Callable[..., tuple[Worker, Gate]]) -> None:
