@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import urllib3
 from fleet import Sphere, device_config, enrol, make_keys, run, sphere
-from kit import record, request, summary
+from kit import alarm, record, request, summary
 from tinylcm.identity import load_identity
 from tinylcm.wire import encode
 
@@ -54,3 +54,43 @@ def test_metrics_as_a_table_as_json_and_as_csv(server: Sphere, tmp_path: Path) -
     assert "needs a step" in run("metrics", "--by", "device", code=1, **environment).stderr
     assert "needs a step" in run("metrics", "--by", "device", "--csv", "-", code=1, **environment).stderr
     assert "no group" in run("metrics", "--group", "x", code=1, **environment).stderr
+
+
+def test_usage_health_performance_logs_and_boards_are_shown(server: Sphere, tmp_path: Path) -> None:
+    log = {"level": "error", "logger": "tinylcm", "message": "the disk is slow", "dropped": 3}
+    details = [record(1, "summary", summary([100.0, 200.0], [0.5, 0.75])), record(2, "log", log)]
+    events = [record(1, "alarm", alarm()), record(2, "label", {"prediction": 7})]
+    device = deliver(server, tmp_path, details=details, events=events, boards=[{"uid": "a1", "state": "failed"}])
+    environment = {"TINYSPHERE_URL": server.url, "TINYSPHERE_TOKEN": server.token}
+    shown = run("usage", "--by", "model,label", **environment).stdout.splitlines()
+    assert shown[0].split() == ["model", "label", "predictions"] and shown[1].split() == ["gesture", "a", "2"]
+    assert "2 predictions from" in shown[-1]
+    assert run("usage", "--by", "model", "--csv", "-", **environment).stdout.splitlines()[1] == "gesture,2,0,1"
+    assert "expected some of day" in run("usage", "--by", "colour", code=1, **environment).stderr
+    fleet = run("health", **environment).stdout
+    assert fleet.startswith("problem: 1 devices, 1 online, 1 fail a check") and device in fleet
+    assert "1 records refused in the last day" in fleet and "1 boards are gone, away or failed" in fleet
+    one = run("health", device, **environment).stdout
+    assert "drift" in one and "warning" in one and "1 drift alarms in the last day" in one
+    assert json.loads(run("health", device, "--json", **environment).stdout)["status"] == "problem"
+    assert "no device" in run("health", "dnone", code=1, **environment).stderr
+    table = run("performance", "gesture", **environment).stdout.splitlines()
+    assert table[0].split()[:4] == ["version", "devices", "running", "windows"] and table[1].split()[:4] == [
+        "1.0.0", "1", "1", "2",
+    ]  # fmt: skip
+    assert "no model 'none'" in run("performance", "none", code=1, **environment).stderr
+    said = run("logs", "--level", "error", **environment).stdout
+    assert "tinylcm: the disk is slow (and 3 lines before it that were over the limit)" in said
+    assert "no device has logged" in run("logs", "--device", "dnone", **environment).stdout
+
+
+def test_what_happens_is_followed(server: Sphere, tmp_path: Path) -> None:
+    environment = {"TINYSPHERE_URL": server.url, "TINYSPHERE_TOKEN": server.token}
+    ready = next(server.client.follow())
+    deliver(server, tmp_path, events=[record(1, "alarm", alarm())])
+    asked = ("follow", "--after", str(ready["id"]), "--types", "drift", "--count", "1")
+    shown = run(*asked, **environment).stdout.splitlines()
+    assert len(shown) == 2 and "drift" in shown[1] and "monitor=input" in shown[1]
+    lines = [json.loads(line) for line in run(*asked, "--json", **environment).stdout.splitlines()]
+    assert [line["event"] for line in lines] == ["ready", "drift"] and lines[1]["body"]["signal"] == "x"
+    assert "expected some of drift" in run("follow", "--types", "weather", code=1, **environment).stderr
