@@ -1,9 +1,11 @@
-"""The real firmware and the real host side: a Cortex-M3 in QEMU on one end of a pty, firmware_bridge on the other."""
+"""The real firmware on a pty: its predictions are an oracle's, and every row is itself or told to be missing.
+
+What a host does with it is in test_qemu_line.py.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import time
 from pathlib import Path
 
@@ -13,16 +15,13 @@ from board_oracle import Oracle, random_network, random_trees
 from qemu_board import QemuBoard, firmware
 from serial_wire import Faults, FaultyPty
 
-from firmware_bridge.errors import BridgeError, RefusedError
+from firmware_bridge.errors import BridgeError
 from firmware_bridge.link import Link, open_link
 from firmware_bridge.messages import (
     MetricsRequest,
-    ResetRequest,
-    RollbackRequest,
     StreamRequest,
-    TimeRequest,
 )
-from firmware_bridge.protocol import Event, Gap, Lost, Received, Restarted, Rows
+from firmware_bridge.protocol import Event, Gap, Received, Rows
 from firmware_bridge.transfer import Transfer
 
 CHANNELS = 6
@@ -65,58 +64,6 @@ def messages(events: list[Event], kind: int) -> list:
     return [event.message for event in events if isinstance(event, Received) and kind == event.message.TYPE]
 
 
-def test_every_command(elf: Path, tmp_path: Path) -> None:
-    blob = model(1)
-    with QemuBoard(elf, tmp_path, pty=True, speed=50, drift_at=500, metrics_ms=1000, uid="watch-1") as board:
-        with opened(board.path) as link:
-            assert link.caps.uid == "watch-1" and link.caps.model.state == 0
-            first = link.ask(TimeRequest(0))
-            second = link.ask(TimeRequest(0))
-            assert first.t2_us <= first.t3_us <= second.t2_us
-            assert link.ask(StreamRequest(0, True)).on
-            events = gathered(link, 4.0)
-            assert link.ask(MetricsRequest()).rows > 100
-            assert not link.ask(StreamRequest(0, False)).on
-            events += gathered(link, 0.2)
-            assert messages(events, RESULT) and messages(events, METRICS)
-            assert len(messages(events, DRIFT)) >= 1, "the watch is worn differently from row 500"
-            assert not [event for event in events if isinstance(event, (Gap, Lost))]
-            assert update(link, blob).error is None
-            assert link.ask(RollbackRequest()).state == 0
-            with pytest.raises(RefusedError, match="not now"):
-                link.ask(RollbackRequest())
-            link.ask(ResetRequest())
-        with opened(board.path) as link:
-            assert link.caps.reset == "asked for"
-
-
-def test_a_restart_is_noticed_within_a_session(elf: Path, tmp_path: Path) -> None:
-    with QemuBoard(elf, tmp_path, pty=True) as board, opened(board.path, time_interval_s=1.0) as link:
-        boot = link.caps.boot
-        link.ask(ResetRequest())
-        for _ in range(100):
-            if any(isinstance(event, Restarted) for event in gathered(link, 0.2)) or link.caps.boot != boot:
-                break
-        assert link.caps.boot != boot
-
-
-@pytest.mark.long
-def test_a_minute_without_loss(elf: Path, tmp_path: Path) -> None:
-    with QemuBoard(elf, tmp_path, pty=True, speed=10) as board, opened(board.path) as link:
-        link.ask(StreamRequest(0, True))
-        events = gathered(link, 60.0)
-        off = link.ask(StreamRequest(0, False))
-        events += gathered(link, 0.5)
-        metrics = link.ask(MetricsRequest())
-    rows = [event for event in events if isinstance(event, Rows)]
-    assert not [event for event in events if isinstance(event, (Gap, Lost))]
-    assert sum(len(event.values) for event in rows) == off.index > 1000
-    assert [event.index for event in rows] == list(
-        itertools.accumulate([0, *(len(event.values) for event in rows[:-1])])
-    )
-    assert (metrics.rx_bad, metrics.rx_drop, metrics.tx_drop, metrics.rows_drop) == (0, 0, 0, 0)
-
-
 @pytest.mark.parametrize("seed", [1, 2])
 def test_400_predictions_equal_the_oracles(elf: Path, tmp_path: Path, seed: int) -> None:
     """Of the windows that lie within what was streamed; 2: a forest, 1: a network."""
@@ -152,74 +99,11 @@ def test_400_predictions_equal_the_oracles(elf: Path, tmp_path: Path, seed: int)
     assert compared >= 400
 
 
-def test_qemu_killed_at_each_chunk_leaves_a_model_that_runs(elf: Path, tmp_path: Path) -> None:
-    """And the transfer goes on at the next start, from where the store says."""
-    old, new = model(3), model(4)
-    with QemuBoard(elf, tmp_path, pty=True, trial_s=600) as board, opened(board.path) as link:
-        update(link, old)
-    flash = (tmp_path / "flash.bin").read_bytes()
-    steps = 0
-    for kill_at in itertools.count():
-        (tmp_path / "flash.bin").write_bytes(flash)
-        with QemuBoard(elf, tmp_path, pty=True, trial_s=600) as board, opened(board.path) as link:
-            killed = killed_after(board, link, new, kill_at)
-        with QemuBoard(elf, tmp_path, pty=True, trial_s=600) as board, opened(board.path) as link:
-            running = link.caps.model
-            assert running.sha256 in (sha(old), sha(new)) and running.state in (1, 2)
-            assert update(link, new).error is None
-        with QemuBoard(elf, tmp_path, pty=True) as board, opened(board.path) as link:
-            assert (link.caps.model.sha256, link.caps.model.state) == (sha(new), 2)
-        steps += 1
-        if not killed:
-            break
-    assert steps > len(new) // 240 + 3
-
-
-def killed_after(board: QemuBoard, link: Link, blob: bytes, requests: int) -> bool:
-    """Send so many requests of an update (small chunks), then end QEMU at once. False: it was through before."""
-    transfer = Transfer(blob, session=link.session, chunk_bytes=240)
-    sent = 0
-    while not transfer.ended:
-        for request in transfer.requests(time.monotonic()):
-            if sent == requests:
-                board.process.kill()
-                board.process.wait()
-                return True
-            link.send(request)
-            sent += 1
-        for event in link.poll(0.1):
-            transfer.take(event, time.monotonic())
-    assert transfer.error is None
-    return False
-
-
-def test_the_host_gone_at_each_chunk_leaves_a_model_that_runs(elf: Path, tmp_path: Path) -> None:
-    """Another session goes on where the last one ended, without sending again what is there."""
-    blob = model(5)
-    with QemuBoard(elf, tmp_path, pty=True, trial_s=600) as board:
-        for requests in itertools.count(1):
-            with opened(board.path) as link:
-                transfer = Transfer(blob, session=link.session, chunk_bytes=240)
-                sent = 0
-                while not transfer.ended and sent < requests:
-                    for request in transfer.requests(time.monotonic()):
-                        link.send(request)
-                        sent += 1
-                    for event in link.poll(0.1):
-                        transfer.take(event, time.monotonic())
-                if transfer.ended:
-                    assert transfer.error is None
-                    break
-            assert requests < 60
-        with opened(board.path) as link:
-            assert (link.caps.model.sha256, link.caps.model.state) == (sha(blob), 2)
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_line_that_damages_a_byte_in_a_thousand(elf: Path, tmp_path: Path, seed: int) -> None:
+@pytest.mark.long
+def test_a_line_that_damages_a_byte_in_a_thousand(elf: Path, tmp_path: Path) -> None:
     """Flipped, dropped, doubled and invented bytes, 1e-3 each: all requests and an update complete, gaps are told."""
     blob = model(6)
-    there, back = Faults.each(1e-3, seed), Faults.each(1e-3, seed + 50)
+    there, back = Faults.each(1e-3, 1), Faults.each(1e-3, 51)
     with (
         QemuBoard(elf, tmp_path, pty=True, speed=20, trial_s=600, metrics_ms=0) as board,
         FaultyPty(board.path, there, back) as proxy,

@@ -133,7 +133,7 @@ def test_rows_are_those_of_the_recording(elf: Path, tmp_path: Path, root: Path) 
     table = recorded.transpose(0, 2, 1).reshape(-1, CHANNELS) if recorded.shape[1] == CHANNELS else recorded
     table = np.asarray(table).reshape(-1, CHANNELS)
     near = np.abs(table[:, None, :] - rows[None, :20, :]).max(axis=2).min(axis=0)
-    assert near.max() <= 1 / 512
+    assert near.max() <= 1 / 100
 
 
 @pytest.mark.parametrize("speed", [100, pytest.param(50, marks=pytest.mark.long)])

@@ -254,7 +254,7 @@ class CStats:
         count = ctypes.c_uint32()
         histogram = (ctypes.c_uint16 * 16)()
         direction = self._lib.stats_update(self._stats, x, out, ctypes.byref(count), histogram)
-        return int(direction), *out, count.value, list(histogram)  # type: ignore[return-value]
+        return int(direction), *out, count.value, list(histogram)
 
     def close(self) -> None:
         self._lib.stats_free(self._stats)

@@ -35,11 +35,19 @@ def firmware(root: Path) -> Path:
 class QemuBoard:
     """A running board. `options` are the example's: speed, rows, drift_at, trial_s, metrics_ms, frame_max, uid.
 
-    Its line is a socket that this class reads, or with `pty=True` a pty, whose name is `path`, for a program to open.
+    Its line is a socket that this class reads; with `pty=True` a pty, whose name is `path`, for a program to open; or
+    what `serial` says in QEMU's words.
     """
 
     def __init__(
-        self, elf: Path, folder: Path, *, pty: bool = False, semihosting: bool = True, **options: object
+        self,
+        elf: Path,
+        folder: Path,
+        serial: str = "",
+        *,
+        pty: bool = False,
+        semihosting: bool = True,
+        **options: object,
     ) -> None:
         self.flash = folder / "flash.bin"
         self.socket_path = Path(tempfile.mkdtemp(prefix="tb")) / "line"  # short: a socket's name has 107 bytes at most
@@ -48,7 +56,7 @@ class QemuBoard:
         self.process = subprocess.Popen(
             [
                 *("qemu-system-arm", "-M", "mps2-an385", "-kernel", str(elf), "-display", "none", "-monitor", "none"),
-                *("-serial", "pty" if pty else f"unix:{self.socket_path},server=on,wait=off"),
+                *("-serial", "pty" if pty else serial or f"unix:{self.socket_path},server=on,wait=off"),
                 *(("-semihosting-config", config) if semihosting else ()),
             ],
             stdin=subprocess.DEVNULL,
@@ -65,14 +73,14 @@ class QemuBoard:
             found = re.search(r"redirected to (\S+)", self.process.stdout.readline())
             assert found is not None, "QEMU did not say which pty it has"
             self.path = found[1]
-        else:
+        elif not serial:
             self._connect()
 
     def _connect(self) -> None:
         deadline = time.monotonic() + 20
         while True:
+            self.socket = socket.socket(socket.AF_UNIX)
             try:
-                self.socket = socket.socket(socket.AF_UNIX)
                 self.socket.connect(str(self.socket_path))
                 break
             except OSError:

@@ -70,14 +70,14 @@ static void read_sensor(uint32_t number, int16_t *out_row)
     out_row[x + 1] = before;
   }
   for (unsigned i = 0; i < 3; i++) {
-    out_row[i] = (int16_t)(out_row[i] + 2 * 512);
+    out_row[i] = (int16_t)(out_row[i] + 2 * COUNTS_PER_UNIT);
   }
 }
 
 static void watch(const int16_t *row, uint64_t t_us)
 {
   for (uint8_t i = 0; i < CHANNELS; i++) {
-    int direction = tb_stats_update(&stats[i], &WATCHES[i], (int32_t)row[i] * (1 << SCALE_SHIFT));
+    int direction = tb_stats_update(&stats[i], &WATCHES[i], (int32_t)((int64_t)row[i] * TB_ONE / COUNTS_PER_UNIT));
     if (direction) {
       tb_drift drift = { .t_us = t_us, .stream = 0, .channel = i };
       tb_stats_report(&stats[i], &WATCHES[i], direction, &drift);
@@ -139,7 +139,7 @@ static void describe(uint32_t starts)
     .rate_mhz = 10000u * given.speed,
     .name = "watch",
     .unit = "m/s2 rad/s",
-    .scale = 1.0f / 512.0f,
+    .scale = 1.0f / COUNTS_PER_UNIT,
     .channel_count = CHANNELS,
     .channels = CHANNEL_NAMES,
   };

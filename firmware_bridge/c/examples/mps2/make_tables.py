@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-COUNTS_PER_UNIT = 512
+COUNTS_PER_UNIT = 100  # as examples/board_activity takes its watch to count
 ROWS, HOP, CHANNELS = 50, 10, 6
 OPS = (1, 2, 3, 4, 5)  # mean, deviation, least, largest, mean difference of neighbours
 TREES, DEPTH = 7, 5

@@ -7,7 +7,7 @@
 #include "tb_stats.h"
 
 #define CHANNELS 6
-#define SCALE_SHIFT 7 /* a count is 1/512 of the unit: Q16.16 is the count times 128 */
+#define COUNTS_PER_UNIT 100 /* as in make_tables.py */
 
 extern const uint32_t TABLE_ROWS;
 extern const int16_t TABLE_VALUES[][CHANNELS];
