@@ -138,7 +138,7 @@ struct tb_link;
 /* Requests that the link does not know itself (models, and a board's own types). Fill at most TB_ANSWER_MAX bytes and set
  * *out_size; anything but TB_OK is answered by tb_refusal_of, TB_ERR_FRAME by TB_REFUSED_TYPE (not known here either).
  * It is called once for each request: a request that was repeated gets the kept answer, but MODEL_CHUNK, which says by its
- * offset what it is. */
+ * offset what it is. It must not send: the answer is being written. */
 typedef tb_status (*tb_handler)(void *user, const tb_frame *request, uint8_t *out_answer, uint8_t *out_size);
 
 typedef struct tb_link {
