@@ -157,4 +157,11 @@ def writer_app(path: str) -> FastAPI:
 
 if __name__ == "__main__":
     make = {"commit": commit_app, "writer": writer_app}[sys.argv[1]]
-    uvicorn.run(make(sys.argv[2]), port=int(sys.argv[3]), log_level="warning", access_log=False, http="httptools")
+    uvicorn.run(
+        make(sys.argv[2]),
+        port=int(sys.argv[3]),
+        log_level="warning",
+        access_log=False,
+        http="httptools",
+        timeout_keep_alive=75,
+    )
