@@ -81,6 +81,12 @@ TABLES: Final = {
         "100,000 queued records over loopback HTTPS to a real server that shares the machine's cores; the growth is "
         "the device's",
     ),
+    "serial": (
+        "Frames of the serial line",
+        "microseconds a frame, 2,000 in one call; rows go into a block with the time of each, and gaps are counted",
+    ),
+    "pty": ("A port", "a pty whose other end writes as fast as it can; megabytes a second"),
+    "chunk": ("A chunk of 512 bytes", "the share of the bytes on the wire that are the model's"),
     "memory": ("Memory", "bytes an instance adds to the process after 1,000 values, and of its state"),
 }
 

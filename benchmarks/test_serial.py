@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import serial
 from cobs import cobs
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -149,86 +150,78 @@ def peer_rows(data: bytes, rows: int) -> PeerRows:
 # a pty --------------------------------------------------------------------------------------------------
 
 
-def pumped(size: int, read: Callable[[str, int], int]) -> float:
+Go = Callable[[], float]
+Reader = Callable[[str, int, Go], tuple[int, float]]
+
+
+def pumped(size: int, read: Reader) -> float:
     """Megabytes a second that a reader gets from a pty whose other end writes as fast as it can."""
     master, slave = pty.openpty()
     tty.setraw(slave)
-    path = os.ttyname(slave)
     data = (frames_of(512) * (1 + size // 1_000_000))[:size]
+    waits, starts = os.pipe()
     child = os.fork()  # a process of its own: two threads would share one interpreter
     if child == 0:
         try:
+            os.read(waits, 1)  # opening a port throws away what came before
             view = memoryview(data)
             while view:
                 view = view[os.write(master, view[:65536]) :]
             time.sleep(5)
         finally:
             os._exit(0)
+
+    def go() -> float:
+        os.write(starts, b"!")
+        return time.perf_counter()
+
     try:
-        start_s = time.perf_counter()
-        got = read(path, size)
+        got, start_s = read(os.ttyname(slave), size, go)
         took_s = time.perf_counter() - start_s
     finally:
         os.kill(child, 9)
         os.waitpid(child, 0)
-        os.close(master)
-        os.close(slave)
-    assert got >= size * 0.99
+        for fd in (master, slave, waits, starts):
+            os.close(fd)
+    assert got >= size * 0.99, f"{got} of {size} bytes"
     return got / took_s / 1e6
 
 
-def by_us(path: str, size: int) -> int:
+def by_us(path: str, size: int, go: Go) -> tuple[int, float]:
     port, got = Port(path), 0
+    start_s = go()
     while got < size and port.wait(2.0):
         got += len(port.read())
     port.close()
-    return got
+    return got, start_s
 
 
-def by_us_with_frames(path: str, size: int) -> int:
+def by_us_with_frames(path: str, size: int, go: Go) -> tuple[int, float]:
     port, got, decoder = Port(path), 0, Decoder()._core
+    start_s = go()
     while got < size and port.wait(2.0):
         data = port.read()
         got += len(data)
         decoder.feed(data)
     port.close()
-    return got
+    return got, start_s
 
 
-def by_in_waiting(path: str, size: int) -> int:
-    import serial
+def by_pyserial(take: Callable[[serial.Serial], bytes]) -> Reader:
+    def read(path: str, size: int, go: Go) -> tuple[int, float]:
+        with serial.Serial(path, 115200, timeout=1) as port:
+            got, start_s = 0, go()
+            while got < size and time.perf_counter() - start_s < 60:
+                got += len(take(port))
+        return got, start_s
 
-    with serial.Serial(path, 115200, timeout=1) as port:
-        got, until_s = 0, time.monotonic() + 60
-        while got < size and time.monotonic() < until_s:
-            got += len(port.read(port.in_waiting or 1))
-    return got
-
-
-def by_read(path: str, size: int) -> int:
-    import serial
-
-    with serial.Serial(path, 115200, timeout=1) as port:
-        got, until_s = 0, time.monotonic() + 60
-        while got < size and time.monotonic() < until_s:
-            got += len(port.read(4096))
-    return got
+    return read
 
 
-def by_read_until(path: str, size: int) -> int:
-    import serial
-
-    with serial.Serial(path, 115200, timeout=1) as port:
-        got, until_s = 0, time.monotonic() + 60
-        while got < size and time.monotonic() < until_s:
-            got += len(port.read_until(b"\0"))
-    return got
-
-
-PATTERNS = {
-    "in_waiting + read": (by_in_waiting, PTY_BYTES),
-    "read(4096)": (by_read, PTY_BYTES),
-    "read_until(0)": (by_read_until, READ_UNTIL_BYTES),
+PATTERNS: dict[str, tuple[Reader, int]] = {
+    "in_waiting + read": (by_pyserial(lambda port: port.read(port.in_waiting or 1)), PTY_BYTES),
+    "read(4096)": (by_pyserial(lambda port: port.read(4096)), PTY_BYTES),
+    "read_until(0)": (by_pyserial(lambda port: port.read_until(b"\0")), READ_UNTIL_BYTES),
 }
 
 

@@ -111,6 +111,7 @@ def examine(data: Path, *, wall_s: float | None = None) -> list[Check]:
         _extra("onnx", "onnxruntime", "onnx", "ONNX models"),
         _extra("tflite", "ai_edge_litert", "litert", "TFLite models"),
         _extra("image", "PIL", "image", "images as inputs"),
+        _extra("bridge", "serial", "bridge", "boards on serial ports"),
         _extra("server", "starlette", "server", "TinySphere server on this machine"),
         _compiler(),
         _clock(time.time() if wall_s is None else wall_s),

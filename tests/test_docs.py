@@ -33,6 +33,10 @@ from tinysphere.config import ServerConfig
 from tinysphere.errors import PROBLEMS
 from tinysphere.ingest import DEPLOYMENT_STATES
 
+from firmware_bridge import errors as bridge_errors
+from firmware_bridge import messages, protocol
+from firmware_bridge.errors import ERROR_NAMES
+
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
@@ -153,6 +157,25 @@ def test_every_record_type_and_file_format_is_documented() -> None:
     assert f"`WIRE_VERSION` is {wire.WIRE_VERSION}" in text
     assert f"schema {JOURNAL_SCHEMA}" in text
     assert MAGIC.decode().strip() in text
+
+
+def test_every_message_code_and_key_of_the_serial_line_is_documented() -> None:
+    text = page("wire.md")
+    line = text[text.index("## The serial line") :]
+    rows = {(number, name) for number, name in re.findall(r"^\| ([0-9a-f]{2}) \| ([A-Z_]+) \|", line, re.MULTILINE)}
+    assert rows == {(f"{kind:02x}", name) for kind, name in messages.NAMES.items()}
+    codes = {(int(code), name) for code, name in re.findall(r"^\| (\d+) \| `([A-Z]+)` \|", line, re.MULTILINE)}
+    assert codes == set(ERROR_NAMES.items())
+    keys = {item.name for kind in (messages.Sensor, messages.Metrics) for item in fields(kind)} - {"more"}
+    keys |= {item.name for item in fields(messages.Caps)}
+    assert missing(keys, line) == []
+
+
+def test_every_error_and_event_of_the_bridge_is_documented() -> None:
+    kinds = [kind for kind in vars(bridge_errors).values() if inspect.isclass(kind) and issubclass(kind, Exception)]
+    events = {name for name in protocol.__all__ if name[0].isupper()} - {"RETRY_S", "StreamCounts", "Event"}
+    names = {kind.__name__ for kind in kinds if kind.__module__ == bridge_errors.__name__} | events
+    assert missing(names, page("python-api.md")) == []
 
 
 @pytest.mark.source_tree

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import doctest
 import random
 
 import numpy as np
 import pytest
 
+from firmware_bridge import clocks
 from firmware_bridge.clocks import ClockFit
 
 
@@ -79,3 +81,7 @@ def test_after_a_reset_nothing_is_known() -> None:
     feed(clock, seconds=5, ppm=0)
     clock.reset()
     assert not clock.known and clock.samples == 0
+
+
+def test_its_examples_are_true() -> None:
+    assert doctest.testmod(clocks).failed == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import random
 import zlib
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serial_wire import Faults
 
+from firmware_bridge import frames
 from firmware_bridge.frames import ACKREQ, PAYLOAD_BYTES_MAX, PIECE_BYTES_MAX, Block, Decoder, Frame, encode, pieces
 from firmware_bridge.messages import SensorRows
 
@@ -225,3 +227,7 @@ def test_a_block_holds_whatever_one_piece_brings() -> None:
 def test_a_chunk_of_512_bytes_has_few_bytes_around_it() -> None:
     for payload in (b"\0" * 516, b"\x55" * 516, random.Random(1).randbytes(516)):
         assert 512 / len(encode(Frame(0x31, 1, payload, ACKREQ))) >= 0.95
+
+
+def test_its_examples_are_true() -> None:
+    assert doctest.testmod(frames).failed == 0

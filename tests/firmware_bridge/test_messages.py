@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+
 import msgpack
 import numpy as np
 import pytest
@@ -142,3 +144,7 @@ def test_the_model_has_the_id_that_results_name_it_by() -> None:
     assert CAPS.sensors[0].rate_hz == 50
     assert (m.name_of(0x31), m.name_of(0x99)) == ("MODEL_CHUNK", "type 99")
     assert m.Log(30, 0, "").level_name == "warning"
+
+
+def test_its_examples_are_true() -> None:
+    assert doctest.testmod(m).failed == 0
