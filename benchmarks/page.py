@@ -83,13 +83,14 @@ TABLES: Final = {
     ),
     "serial": (
         "Frames of the serial line",
-        "microseconds a frame, 2,000 in one call; rows go into a block with the time of each, and gaps are counted",
+        "microseconds of the processor a frame, 2,000 in one call; rows go into a block with the time of each, and "
+        "gaps are counted",
     ),
     "pty": ("A port", "a pty whose other end writes as fast as it can; megabytes a second"),
     "chunk": (
         "A chunk of 512 bytes",
-        "the share of the bytes on the wire that are the model's. Of SMP its own encoder is measured: smpclient needs a "
-        "firmware that speaks SMP at the other end, which TinyBridge's does not",
+        "the share of the bytes on the wire that are the model's. Of SMP its own encoder is measured: smpclient needs "
+        "a firmware that speaks SMP at the other end, which TinyBridge's does not",
     ),
     "memory": ("Memory", "bytes an instance adds to the process after 1,000 values, and of its state"),
 }
