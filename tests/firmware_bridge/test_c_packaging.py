@@ -97,11 +97,21 @@ def test_no_malloc_and_no_globals(tmp_path: Path) -> None:
     assert re.findall(r"^\w+ [BbDdC] (\w+)$", table, re.MULTILINE) == []
 
 
-@pytest.mark.parametrize("name", ["gcc", "clang", "arm-none-eabi-gcc"])
+@pytest.mark.parametrize("arm", [False, True])
+@pytest.mark.parametrize("name", ["gcc", "clang"])
 @pytest.mark.parametrize("level", ["-Os", "-O3"])
-def test_no_compiler_warns(name: str, level: str, tmp_path: Path) -> None:
-    program = needed(name, {"clang": CLANG, "arm-none-eabi-gcc": ARM}.get(name, "apt-get install gcc"))
-    target = ["-mcpu=cortex-m3", "-mthumb"] if name.startswith("arm") else []
+def test_no_compiler_warns(name: str, arm: bool, level: str, tmp_path: Path) -> None:
+    program = needed(name, CLANG if name == "clang" else "apt-get install gcc")
+    target: list[str] = []
+    if arm:
+        cross = needed("arm-none-eabi-gcc", ARM)
+        target = ["-mcpu=cortex-m3", "-mthumb"]
+        if name == "clang":  # with newlib's headers
+            (tmp_path / "which.c").write_text("#include <string.h>\n")
+            found = re.search(r"(\S+)/string\.h", run(cross, "-M", tmp_path / "which.c"))
+            assert found is not None
+            target += ["--target=arm-none-eabi", "-isystem", found[1]]
+        program = program if name == "clang" else cross
     run(program, *STRICT, "-Wshadow", "-Wpedantic", *target, level, "-c", *SOURCES, cwd=tmp_path)
 
 
