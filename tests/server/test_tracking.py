@@ -112,7 +112,7 @@ class Mirror:
             versions.set_alias(self.kit.db, self.model, name, versions.AliasRequest(version), "ada", now_s)
 
     def here(self) -> dict[str, str]:
-        return {item.alias: item.version for item in versions.list_aliases(self.kit.db, self.model).items}
+        return {item.alias: item.version for item in versions.list_aliases(self.kit.db, self.model, None, 100).items}
 
     def there(self) -> dict[str, str]:
         """MLflow's aliases, in our versions."""
@@ -278,7 +278,7 @@ def test_a_promotion_in_mlflow_is_taken_when_that_is_on(kit: Kit, mlflow: Mlflow
     mlflow.set_alias(mirror.model, "NotAName", numbers["1.0.0"])
     mirror.round()
     assert mirror.here() == {"champion": "2.0.0", "candidate": "1.0.0"}
-    moved = {item.alias: item.changed_by for item in versions.list_aliases(kit.db, mirror.model).items}
+    moved = {item.alias: item.changed_by for item in versions.list_aliases(kit.db, mirror.model, None, 100).items}
     assert moved == {"champion": "mlflow", "candidate": "mlflow"}
     audited = kit.db.read(lambda connection: rows(connection, "SELECT who, target FROM audit ORDER BY id DESC LIMIT 1"))
     assert audited[0]["who"] == "mlflow"
