@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 from board_oracle import Oracle, random_network, random_trees
 from c_board import c_predict
+from watch_model import converted, counts, windows
 
 from firmware_bridge.blob import read_model
 from firmware_bridge.interpreter import run_windows
@@ -193,3 +195,16 @@ def test_the_package_reads_models_as_the_board_does(blob: bytes) -> None:
     assert status == 0
     assert outcome.labels.tolist() == labels.tolist()
     assert outcome.scores.tolist() == scores.tolist()
+
+
+def test_a_converted_forest_runs_in_c_as_it_was_measured(root: Path) -> None:
+    """The example for boards on every window of the test recordings: C code, package and conversion say the same."""
+    conversion = converted(root)
+    played = counts(windows(root, "test"))
+    model = conversion.model
+    status, _, labels, scores = c_predict(conversion.blob, played, len(model.features), model.classes)
+    outcome = run_windows(model, played)
+    assert status == 0 and len(played) == 391
+    assert labels.tolist() == outcome.labels.tolist()
+    assert scores.tolist() == outcome.scores.tolist()
+    assert conversion.report.agreement >= 0.98

@@ -14,6 +14,7 @@ import pytest
 from board_oracle import Oracle, random_network, random_trees
 from qemu_board import QemuBoard, firmware
 from serial_wire import Faults, FaultyPty
+from watch_model import converted
 
 from firmware_bridge.errors import BridgeError
 from firmware_bridge.link import Link, open_link
@@ -64,15 +65,17 @@ def messages(events: list[Event], kind: int) -> list:
     return [event.message for event in events if isinstance(event, Received) and kind == event.message.TYPE]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_400_predictions_equal_the_oracles(elf: Path, tmp_path: Path, seed: int) -> None:
-    """Of the windows that lie within what was streamed; 2: a forest, 1: a network."""
-    if seed == 1:
-        blob = model(seed)
-    else:
-        changed = bytearray(random_trees(seed, trees=12, features=30, rows=50, channels=CHANNELS))
+@pytest.mark.parametrize("kind", ["network", "forest", "converted"])
+def test_400_predictions_equal_the_oracles(elf: Path, tmp_path: Path, root: Path, kind: str) -> None:
+    """Of the windows that lie within what was streamed; `converted` is the forest of examples/board_activity."""
+    if kind == "network":
+        blob = model(1)
+    elif kind == "forest":
+        changed = bytearray(random_trees(2, trees=12, features=30, rows=50, channels=CHANNELS))
         changed[16:18] = (10).to_bytes(2, "little")
         blob = bytes(changed)
+    else:
+        blob = converted(root).blob
     oracle = Oracle(blob)
     with QemuBoard(elf, tmp_path, pty=True, speed=100, trial_s=600) as board, opened(board.path) as link:
         update(link, blob)
@@ -80,7 +83,7 @@ def test_400_predictions_equal_the_oracles(elf: Path, tmp_path: Path, seed: int)
         events: list[Event] = []
         for _ in range(60):
             events += gathered(link, 1.0)
-            if len(messages(events, RESULT)) > 420:
+            if len(messages(events, RESULT)) > 430:
                 break
     rows: dict[int, np.ndarray] = {}
     for event in events:
