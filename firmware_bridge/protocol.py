@@ -366,7 +366,8 @@ class Protocol:
         self._hello_s = now_s
         waits = [*self._queue, *(asked.request for asked in self._asked.values())]
         if not any(isinstance(request, HelloRequest) for request in waits):
-            self._queue.appendleft(HelloRequest(self.session, payload_max=self._payload_max))
+            # Behind what waits: on a line that loses most answers to HELLO, which are long, others still get through.
+            self._queue.append(HelloRequest(self.session, payload_max=self._payload_max))
 
     # what comes in ------------------------------------------------------------------------------------------
 

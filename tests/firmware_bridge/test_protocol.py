@@ -299,6 +299,21 @@ def test_a_restart_is_noticed_without_being_asked_for(tmp_path: Path) -> None:
     assert len(wire.of(Restarted)) == 1
 
 
+def test_asking_who_it_is_keeps_nobody_waiting() -> None:
+    host = greeted()
+    for _ in range(3):
+        host.send(m.MetricsRequest(), 0.0)
+    kinds, now_s = [], 0.0
+    for _ in range(60):  # nothing is answered any more
+        now_s = host.next_timeout() or now_s + 1
+        host.tick(now_s)
+        kinds += [frame.type for frame in sent(host.outgoing())]
+    starts = [kind for i, kind in enumerate(kinds) if i == 0 or kinds[i - 1] != kind]
+    assert starts[:2] == [m.MetricsRequest.TYPE, m.HelloRequest.TYPE]
+    assert kinds.count(m.MetricsRequest.TYPE) == 3 * 4 - 1  # the first was sent before
+    assert kinds.index(m.HelloRequest.TYPE) >= 3 * 4 - 1
+
+
 @pytest.mark.parametrize("ppm", [0, 15_000])
 def test_time_is_asked_by_itself_and_drift_fitted(tmp_path: Path, ppm: float) -> None:
     wire = Wire(Protocol(5, time_interval_s=2), board(tmp_path, clock_ppm=ppm, clock_us=77_000_000))
