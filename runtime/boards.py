@@ -10,6 +10,7 @@ What is called by a board's thread waits for nothing: disk and slots are looked 
 from __future__ import annotations
 
 import logging
+import math
 import queue
 import threading
 import time
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 QUEUE_MAX: Final = 256  # blocks of rows that wait for a model; then the oldest give way
 CLOSE_S: Final = 5.0
+RATE_SLACK: Final = 0.1  # an RC oscillator is some percent off; half the rate is another sensor
 REPORTS_MAX: Final = 1000  # steps of updates that wait for the agent
 _log = logging.getLogger("tinylcm")
 _Q16: Final = 65_536.0
@@ -486,6 +488,12 @@ class _Stream:
             raise TinyLCMError(
                 f"model {self._name} takes {channels} channels, stream {self._sensor.stream} of board {self._uid} has "
                 f"{len(self._sensor.channels)} ({', '.join(self._sensor.channels)})"
+            )
+        told, comes = manifest.window.rate_hz, self._sensor.rate_hz
+        if told and comes and not math.isclose(told, comes, rel_tol=RATE_SLACK):
+            _log.warning(
+                "model %s was made for %g Hz, stream %d of board %s comes at %g Hz: what it says means little",
+                *(self._name, told, self._sensor.stream, self._uid, comes),
             )
 
     def _warn(self, error: TinyLCMError) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .board_cli import add_board_commands
-from .boards import BoardPrediction
 from .config import DeviceConfig, default_toml
 from .console import CONFIG, add_command, configuration, counter, print_result, progress_bar
 from .daemon import LOG_FORMATS, Daemon, log_to
@@ -27,6 +26,9 @@ from .package import Package, load_package
 from .types import Json, Prediction
 from .version import __version__
 from .wire import finite
+
+if TYPE_CHECKING:
+    from .boards import BoardPrediction
 
 # keys and packages ----------------------------------------------------------------------------------------
 

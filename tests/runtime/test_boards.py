@@ -231,6 +231,15 @@ def test_a_model_of_other_channels_or_none_takes_no_rows_and_it_is_said(
         assert caplog.text.count(words) == 1
 
 
+def test_a_stream_at_another_rate_than_the_model_s_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = Rows()
+    boards = boards_with(tmp_path, model, imu="waves")
+    boards.rows("A1", SENSOR, np.ones((5, 3), np.float32), np.arange(5) / 200)
+    wait(lambda: model.taken)
+    boards.close()
+    assert "waves was made for 50 Hz, stream 0 of board A1 comes at 200 Hz" in caplog.text
+
+
 def test_an_alarm_of_a_board_is_journalled_with_its_evidence(tmp_path: Path) -> None:
     journal = Journal()
     boards = boards_with(tmp_path, Rows(), journal)

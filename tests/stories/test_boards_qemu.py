@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import runpy
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,7 +31,7 @@ from firmware_bridge.protocol import Gap, Received, Rows
 from firmware_bridge.transfer import Transfer
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
-SCALE = 1 / 512  # of the firmware's sensor
+SCALE = 0.01  # of the firmware's sensor
 pytestmark = pytest.mark.long
 
 
@@ -77,22 +76,6 @@ def conversion(example: dict[str, Any], request: pytest.FixtureRequest) -> Conve
     )
 
 
-def qemu(elf: Path, folder: Path, **options: Any) -> tuple[QemuBoard, str]:
-    """A board, and the port that it is on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        number = free.getsockname()[1]
-    board = QemuBoard(elf, folder, serial=f"tcp:127.0.0.1:{number},server=on,wait=off,nodelay=on", **options)
-    until_s = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", number), 1).close()
-            return board, f"socket://127.0.0.1:{number}"
-        except OSError:
-            assert time.monotonic() < until_s
-            time.sleep(0.1)
-
-
 def record(link: Link, results: int, timeout_s: float) -> tuple[dict[int, Any], list[Result]]:
     """Rows by their time on the board, and predictions, until there are so many."""
     rows: dict[int, Any] = {}
@@ -113,8 +96,7 @@ def record(link: Link, results: int, timeout_s: float) -> tuple[dict[int, Any], 
 def test_predictions_of_the_firmware_equal_the_oracle_s_on_400_windows(
     elf: Path, tmp_path: Path, conversion: Conversion
 ) -> None:
-    board, url = qemu(elf, tmp_path, speed=50, metrics_ms=0)
-    with board, open_link(url) as link:
+    with QemuBoard(elf, tmp_path, pty=True, speed=50, metrics_ms=0) as board, open_link(board.path) as link:
         transfer = link.update(Transfer(conversion.blob, session=link.session), timeout_s=60)
         assert transfer.sha256.hex() == link.ask(HelloRequest(link.session)).model.sha256  # type: ignore[union-attr]
         link.ask(StreamRequest(stream=0, on=True, credit=ENDLESS))
@@ -137,8 +119,7 @@ def test_predictions_of_the_firmware_equal_the_oracle_s_on_400_windows(
 def test_a_model_whose_self_test_fails_is_refused_by_the_firmware_and_the_old_one_runs_on(
     elf: Path, tmp_path: Path, conversion: Conversion
 ) -> None:
-    board, url = qemu(elf, tmp_path)
-    with board, open_link(url) as link:
+    with QemuBoard(elf, tmp_path, pty=True) as board, open_link(board.path) as link:
         good = link.update(Transfer(conversion.blob, session=link.session), timeout_s=60)
         with pytest.raises(UpdateError, match="SELFTEST"):
             link.update(Transfer(_with_wrong_vectors(conversion), session=link.session), timeout_s=60)
@@ -167,11 +148,11 @@ def test_the_firmware_s_whole_life_behind_a_device(
     channels = example["CHANNELS"]
     keys = make_keys(tmp_path / "keys")
     signer = Signer.load(keys / "release.key")
-    board, url = qemu(elf, tmp_path, speed=20, uid="watch-7", metrics_ms=1000, trial_s=60, drift_at=12_000)
-    with board, sphere(tmp_path) as server:
+    options = {"speed": 20, "uid": "watch-7", "metrics_ms": 1000, "trial_s": 60, "drift_at": 12_000}
+    with QemuBoard(elf, tmp_path, pty=True, **options) as board, sphere(tmp_path) as server:
         server.trust(keys / "root.pub")
         config = device_config(tmp_path / "device", sync_interval_s=0.3)
-        config = replace(config, boards=(BoardConfig("watch-7", (url,), streams={"watch": "activity"}),))
+        config = replace(config, boards=(BoardConfig("watch-7", (board.path,), streams={"watch": "activity"}),))
         identity = enrol(config, server.join(keys / "root.pub"))
         server.client.upload(build_activity(EXAMPLES / "activity", keys, tmp_path / "activity.tlm"), "activity")
         for version, named in (("1.0.0", channels), ("2.0.0", channels), ("3.0.0", channels[::-1])):
