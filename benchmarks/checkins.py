@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ WANTED_RATIO, WANTED_P99_MS, WANTED_RSS_MB = 1.2, 100.0, 300.0
 def history(where: Path, count: int) -> None:
     """What check-ins have left of each device: where its clock and its records stand."""
     db = Database(where)
-    tables = {
+    tables: dict[str, tuple[tuple[str, ...], Callable[[str], tuple[Any, ...]]]] = {
         "anchor": (("device", "boot", "boot_ns", "device_wall_s", "received_at"), lambda who: (who, "b", 1, 1.0, 1.0)),
         "watermark": (("device", "stream", "epoch", "seq"), lambda who: (who, "events", EPOCH, 7)),
         "latest": (

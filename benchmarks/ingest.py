@@ -26,11 +26,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 import psutil
@@ -330,7 +330,7 @@ def measure(line: Line, seconds: float, cluster: Cluster | None) -> dict[str, An
     }
 
 
-COLUMNS = {
+COLUMNS: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     "requests/s": lambda found: f"{found['requests_per_s']:,.0f}",
     "records/s": lambda found: f"{found['records_per_s']:,.0f}",
     "p50 ms": lambda found: f"{found['p50_ms']:.1f}",

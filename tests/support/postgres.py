@@ -90,7 +90,7 @@ class Cluster:
         import psycopg
 
         with psycopg.connect(self.url(name), autocommit=True, connect_timeout=5) as connection:
-            connection.execute(statement)  # type: ignore[arg-type]
+            connection.execute(statement.encode())
 
     def database(self, template: str = "template0") -> str:
         """A new database, by default empty; its address."""
