@@ -31,8 +31,8 @@ if os.getuid() == 0:
 sys.exit(importlib.import_module(sys.argv[2]).main(sys.argv[3:]))
 """
 LOADED = (
-    "encodings.ascii,tinylcm.device,tinylcm.doctor,tinylcm.keys,tinylcm.backends.onnx,"
-    "tinysphere.app,tinysphere.cli,uvicorn"
+    "encodings.ascii,tinylcm.cli,tinylcm.device,tinylcm.doctor,tinylcm.keys,tinylcm.backends.onnx,"
+    "tinysphere.app,tinysphere.cli,tinysphere.protocol,uvicorn,uvloop"
 )
 
 
