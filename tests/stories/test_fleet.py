@@ -74,7 +74,7 @@ def test_a_models_versions_are_named_compared_fetched_and_removed(tmp_path: Path
         assert "deployment 1: activity 1.0.0" in run("deploy", "activity", "@champion", **at).stdout
         run("model", "fetch", "activity", "1.0.0", str(tmp_path / "back.tlm"), **at)
         assert (tmp_path / "back.tlm").read_bytes() == package.read_bytes()
-        assert "no version" in run("model", "fetch", "activity", "9", str(tmp_path / "x"), code=2, **at).stderr
+        assert "no version" in run("model", "fetch", "activity", "9", str(tmp_path / "x"), code=1, **at).stderr
         assert "is deployed" in run("model", "remove", "activity", "1.0.0", code=1, **at).stderr
         run("abort", "1", **at)
         run("model", "unalias", "activity", "champion", **at)
