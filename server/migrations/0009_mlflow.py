@@ -76,5 +76,5 @@ def down(migrator: Any, db: Any) -> None:
     run_ddl(
         db,
         "DROP TABLE judgement; DROP TABLE fleet_point; DROP TABLE mlflow_alias; DROP TABLE mlflow_version;"
-        " DROP TABLE outbox; DELETE FROM meta WHERE key LIKE 'mlflow%'",
+        " DROP TABLE outbox; DELETE FROM meta WHERE substr(key, 1, 6) = 'mlflow'",
     )

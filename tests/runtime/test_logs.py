@@ -111,9 +111,10 @@ def test_a_configuration_gives_another_level_but_not_over_a_command(bench: Bench
 
 
 def test_a_device_without_a_server_only_changes_what_the_application_sees() -> None:
-    bench, before = Bench(LogConfig()), LOG.level
+    before, handlers = LOG.level, list(LOG.handlers)
+    bench = Bench(LogConfig())
     bench.logs.override("debug", 30)
-    assert LOG.level == logging.DEBUG and LOG.handlers == []
+    assert LOG.level == logging.DEBUG and LOG.handlers == handlers
     bench.clock.advance(31)
     bench.logs.tick()
     assert LOG.level == before
