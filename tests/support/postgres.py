@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import secrets
@@ -13,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
+
+import psutil
 
 USER = "tiny"
 READY_S = 30.0
@@ -102,8 +105,13 @@ class Cluster:
     def kill(self) -> None:
         """End it and its children as a crash would."""
         assert self._process is not None
+        children = psutil.Process(self._process.pid).children(recursive=True)
         os.kill(self._process.pid, signal.SIGKILL)
+        for child in children:  # a session goes on for a moment without its postmaster, and answers
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
         self._process.wait(20)
+        psutil.wait_procs(children, 20)
 
     def close(self) -> None:
         """Stop it and remove its folder."""
