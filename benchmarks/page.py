@@ -25,8 +25,9 @@ TABLES: Final = {
     "features": ("64 features a row", "nanoseconds a feature value; one call a row"),
     "inference": (
         "Inference",
-        "`infer` beside the plain calls on a backend of its own: copy the window in, run, copy the scores out; `run "
-        "alone` is the backend's call. Microseconds, p50 unless p99 is said. Sides take turns in short rounds, and "
+        "`infer` beside the plain calls on a session of its own: copy the window in, run it as ONNX Runtime's "
+        "documentation says (`run_with_iobinding`), copy the scores out; `run alone` is that run. Microseconds, p50 "
+        "unless p99 is said. Sides take turns in short rounds, and "
         "`added` is the median of the differences of neighbouring rounds: a slow moment of the machine hits both; "
         "calls in which the scheduler gave the processor away are left out. `own` is what of a call is not the "
         "backend's run: load, decision, monitors, metrics, the prediction. Paced is 100 Hz: the machine has slept "

@@ -37,6 +37,13 @@ class Decider:
     def scores(self) -> list[float]: ...
 
 @final
+class BoundCall:
+    def __init__(
+        self, call: Callable[..., object], arguments: tuple[Any, ...], translate: Callable[[Exception], Exception]
+    ) -> None: ...
+    def __call__(self) -> None: ...
+
+@final
 class Member:
     def __init__(self, monitor: Any, signal: str | None = None, detector: Any = None, evidence: Any = None) -> None: ...
 

@@ -21,6 +21,7 @@ from cpython.pythread cimport (
     PyThread_release_lock,
     PyThread_type_lock,
 )
+from cpython.ref cimport PyObject
 from libc.math cimport NAN, exp, isfinite, log2, sqrt
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy
@@ -34,6 +35,9 @@ from .signal cimport Plan
 from .stats cimport MetricsRing
 
 from tinylcm.errors import ConfigError, ModelError
+
+cdef extern from "Python.h":
+    object PyObject_Call(object call, object arguments, PyObject* keywords)
 
 cdef extern from "<time.h>" nogil:
     cdef struct timespec:
@@ -507,6 +511,29 @@ cdef void moments(const float[:, ::1] window, double* mean, double* std) noexcep
 
 
 # the engine --------------------------------------------------------------------------------------------------
+
+@cython.final
+cdef class BoundCall:
+    """A call with its arguments, made without a frame of Python's; what it raises is told in another way.
+
+    Args:
+        call: what is called.
+        arguments: of every call.
+        translate: given an exception, the one to raise in its place.
+    """
+
+    cdef object _call, _translate
+    cdef tuple _arguments
+
+    def __init__(self, call, tuple arguments not None, translate):
+        self._call, self._arguments, self._translate = call, arguments, translate
+
+    def __call__(self):
+        try:
+            PyObject_Call(self._call, self._arguments, NULL)
+        except Exception as error:
+            raise self._translate(error) from error
+
 
 @cython.final
 cdef class Count:
