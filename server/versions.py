@@ -142,17 +142,21 @@ def _check_alias(connection: Connection, model: str, alias: str, if_match: str |
     check_match(if_match, None if found is None else alias_tag(AliasView(**found)), f"the alias {alias}")
 
 
-def remove_alias(db: Database, model: str, alias: str, who: str, now_s: float) -> AliasView:
+def remove_alias(
+    db: Database, model: str, alias: str, who: str, now_s: float, if_match: str | None = None
+) -> AliasView:
     """Take a name away; the version stays.
 
     Raises:
         NotFoundError: there is no such alias.
+        PreconditionFailedError: it names another version than the one who asks has seen.
     """
 
     def job(connection: Connection) -> AliasView:
         found = row(connection, "SELECT * FROM model_alias WHERE model = ? AND alias = ?", (model, alias))
         if found is None:
             raise NotFoundError(f"model {model!r:.70} has no alias {alias!r:.70}")
+        check_match(if_match, alias_tag(AliasView(**found)), f"the alias {alias}", needed=False)
         connection.execute("DELETE FROM model_alias WHERE model = ? AND alias = ?", (model, alias))
         _tell_removed(connection, "alias", model, alias, now_s)
         audit(connection, who, "model.unalias", f"{model} {alias}", now_s)

@@ -86,7 +86,7 @@ async def set_alias(call: Call) -> Answer:
 async def remove_alias(call: Call) -> Answer:
     """Take a name away."""
     db, name, alias = call.server.db, call.path("name"), call.path("alias")
-    return Answer(await call.run(versions.remove_alias, db, name, alias, call.who, call.now_s))
+    return Answer(await call.run(versions.remove_alias, db, name, alias, call.who, call.now_s, call.if_match))
 
 
 _ALIAS: Final = f"{API}/models/{{name}}/aliases/{{alias}}"
@@ -131,6 +131,6 @@ ROUTES: Final = (
     ),
     Route(
         "DELETE", _ALIAS, remove_alias, "Take an alias away", "models:write",
-        answer=versions.AliasView, problems=(404,), statuses={200: "what it was"},
+        answer=versions.AliasView, problems=(404, 412), headers=("If-Match",), statuses={200: "what it was"},
     ),
 )  # fmt: skip

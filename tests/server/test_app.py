@@ -325,7 +325,6 @@ ENDINGS = {
     "/api/v1/join-tokens/{id}",
     "/api/v1/devices/expected/{serial}",
     "/api/v1/models/{name}/versions/{version}",
-    "/api/v1/models/{name}/aliases/{alias}",
 }
 # Creations that are the same when they come again without a key: by the file's hash, by the secret's hash, by seq.
 REPEATABLE = {

@@ -11,7 +11,7 @@ from models import make_package
 from tinylcm.requires import Requires
 from tinylcm.wire import RunningModel
 from tinysphere import deployments, registry, versions
-from tinysphere.errors import ConflictError, InvalidError, NotFoundError
+from tinysphere.errors import ConflictError, InvalidError, NotFoundError, PreconditionFailedError
 from tinysphere.versions import AliasRequest
 
 
@@ -36,7 +36,10 @@ def test_an_alias_names_one_version_and_moves(kit: Kit) -> None:
     assert kit.deploy("@champion").version == "2.0.0"  # what was deployed before stays what it was
     assert [item.version for item in deployments.list_deployments(kit.db, None, 9).items] == ["2.0.0", "1.0.0"]
     assert versions.list_aliases(kit.db, "gesture", None, 50).items == [moved]
-    assert versions.remove_alias(kit.db, "gesture", "champion", "ada", NOW).version == "2.0.0"
+    with pytest.raises(PreconditionFailedError, match="the alias champion"):
+        versions.remove_alias(kit.db, "gesture", "champion", "ada", NOW, '"what-was-seen-before"')
+    seen = versions.alias_tag(moved)
+    assert versions.remove_alias(kit.db, "gesture", "champion", "ada", NOW, seen).version == "2.0.0"
     for action in (
         lambda: kit.deploy("@champion"),
         lambda: versions.remove_alias(kit.db, "gesture", "champion", "ada", NOW),
