@@ -13,8 +13,9 @@ demo: $(VENV)/.demo
 
 build: $(VENV)/.dev
 
+# Files of tests run side by side, a file in one process; more processes than four would only build the same things.
 test: $(VENV)/.dev
-	$(BIN)/pytest -m "not long and not mlflow" $(ARGS)
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not long and not mlflow" $(ARGS)
 
 # Against MLflow's own server, which is installed once into build/mlflow-env.
 test-mlflow: $(VENV)/.dev

@@ -213,6 +213,7 @@ def test_a_long_answer_is_compressed_for_who_takes_it(web: Web, accepted: str, s
         (b"{}", "br", 415),
         (b"{}", "gzip, gzip", 415),
     ],
+    ids=["a bomb", "cut off", "not packed", "another encoding", "packed twice"],
 )
 def test_a_hostile_compression_is_refused_with_its_reason(web: Web, body: bytes, encoding: str, status: int) -> None:
     _, key = web.enrol()

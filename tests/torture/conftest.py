@@ -14,6 +14,14 @@ BEGIN, END = "<!-- begin: make torture WRITE=1 -->", "<!-- end -->"
 ROWS = pytest.StashKey[list[tuple[str, dict[str, object]]]]()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of it is long, and runs one after the other: it keeps the machine busy, and some of it watches times."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.long)
+
+
 @pytest.fixture
 def report(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Call it with what was done and its figures; they are one row of the table."""

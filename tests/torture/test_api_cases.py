@@ -13,11 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from fleet import build_activity, device_config, make_keys, run_cli, sphere
 from tinylcm.device import enrol
-
-pytestmark = pytest.mark.long
 
 CASES_MIN = 5000
 CHECKS = (

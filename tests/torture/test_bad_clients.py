@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-import pytest
 from fleet import Sphere, sphere
-
-pytestmark = pytest.mark.long
 
 SLOW: Final = 200
 BODY_BYTES: Final = 1 << 30

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from chaos import ChaosProxy
 from fleet import device_config, enrol, make_keys, sphere
 from tinylcm.config import DeviceConfig
@@ -40,7 +39,6 @@ def write_toml(config: DeviceConfig, path: Path) -> None:
     )
 
 
-@pytest.mark.long
 def test_no_kill_loses_or_doubles_a_record(tmp_path: Path, report: Callable[..., None]) -> None:
     keys, rng = make_keys(tmp_path / "keys"), random.Random(5)
     with sphere(tmp_path) as server, ChaosProxy(server.port, seed=6) as proxy:

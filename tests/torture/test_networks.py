@@ -22,13 +22,10 @@ from fleet import make_keys, run_cli
 from netns import SERVER, Hosts, hosts
 from zygote import Zygote, stored
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(
-        os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "iptables"))),
-        reason="needs root, iproute2 and iptables",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or not all(map(shutil.which, ("ip", "tc", "iptables"))),
+    reason="needs root, iproute2 and iptables",
+)
 PORT = 8080
 RUN_S = 1.5
 

@@ -78,7 +78,6 @@ class Blobs(threading.Thread):
                 time.sleep(0.1)
 
 
-@pytest.mark.long
 def test_no_kill_of_a_server_its_database_or_its_store_loses_what_was_acknowledged(
     tmp_path: Path, cluster: Cluster, weed: Weed, report: Callable[..., None]
 ) -> None:

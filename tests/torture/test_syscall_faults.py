@@ -28,10 +28,7 @@ from tinylcm import Device
 from tinylcm.backends.linear import linear_arrays
 from tinylcm.package import build_package
 
-pytestmark = [
-    pytest.mark.long,
-    pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace"),
-]
+pytestmark = pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
 FULL = bool(os.environ.get("TINYMLOPS_TORTURE"))
 ERRORS = {
     "write": ("EIO", "ENOSPC"),
