@@ -127,6 +127,7 @@ def _until_link_error(link: Link, seconds: float) -> str:
     return str(caught.value)
 
 
+@pytest.mark.long
 def test_a_board_that_falls_silent_is_said(tmp_path: Path) -> None:
     board = simulated(tmp_path, metrics_s=1000)
     with Simulator(board) as simulator, open_link(simulator.path, time_interval_s=0.5) as link:
@@ -142,6 +143,7 @@ def test_a_question_without_an_answer_is_given_up(tmp_path: Path) -> None:
         link.ask(m.HelloRequest(link.session))
 
 
+@pytest.mark.long
 def test_a_board_that_does_not_hear_is_said(tmp_path: Path) -> None:
     board = simulated(tmp_path, metrics_s=0.2)
     with Simulator(board) as simulator, open_link(simulator.path, time_interval_s=0.5) as link:
@@ -180,6 +182,7 @@ def test_a_model_goes_over(simulator: Simulator) -> None:
     assert seen[-1] == 1.0 and seen == sorted(seen)
 
 
+@pytest.mark.long
 def test_through_a_faulty_line_models_arrive_and_gaps_are_exact(tmp_path: Path) -> None:
     board = simulated(tmp_path)
     with (

@@ -281,6 +281,7 @@ def faulty(elf: Path, folder: Path, rate: float, seed: int, **options: object) -
         yield link
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, pytest.param(3, marks=pytest.mark.long), pytest.param(5, marks=pytest.mark.long)])
 def test_through_faults_models_arrive_and_gaps_are_exact(elf: Path, tmp_path: Path, seed: int) -> None:
     with faulty(elf, tmp_path, 1e-3, seed, speed=50, metrics_ms=0) as link:

@@ -154,6 +154,7 @@ TEMPLATE = "tinysphere_template"  # of conftest.py
 OLD = 400_000
 
 
+@pytest.mark.long
 def test_another_process_takes_up_the_job_of_one_that_was_killed(cluster: Cluster, tmp_path: Path) -> None:
     """Two servers on one PostgreSQL: one is killed in the middle of deleting old records, the other goes on."""
     url = cluster.database(TEMPLATE)

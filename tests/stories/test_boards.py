@@ -170,6 +170,7 @@ def _windows(server: Sphere, model: str) -> int:
     return sum(int(item["windows"]) for item in server.client.metrics(model=model))
 
 
+@pytest.mark.long
 def test_an_alarm_of_a_board_is_a_drift_event_that_names_it(world: World, tmp_path: Path) -> None:
     simulated = watch(tmp_path, "wrist-8")
     simulated._sources[0].drift_after_rows = 9_000
