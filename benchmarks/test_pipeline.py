@@ -32,7 +32,7 @@ from tinylcm.publish import build
 ROOT = Path(__file__).parent.parent
 ACTIVITY = ROOT / "examples" / "activity"
 ROUNDS, CALLS, WARM = 40, 250, 10
-PACED_HZ, PACED_CALLS, PACED_ROUNDS = 100.0, 25, 16
+PACED_HZ, PACED_CALLS, PACED_ROUNDS = 100.0, 25, 48
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from models import layers_model, linear_model  # noqa: E402
