@@ -28,7 +28,7 @@ from .errors import NotFoundError, RangeNotSatisfiableError, TinySphereError, pr
 from .jobs import Lease, Work, Worker
 from .mlflowapi import Mlflow, check_url
 from .outbox import JOB
-from .requestid import RequestIds
+from .requestid import RequestIds, header_of_name, name_of
 from .requestid import current as request_id
 from .routes import (
     admin,
@@ -77,25 +77,33 @@ SECURITY_HEADERS: Final = {
 }
 
 
+_ALWAYS: Final = tuple((name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items())
+_OF_API: Final = (*_ALWAYS, (b"cache-control", b"no-store"))
+_Headers = list[tuple[bytes, bytes]]
+
+
+def _secured(path: str, headers: _Headers) -> _Headers:
+    """Headers with those that are missing among the security headers."""
+    there = {name.lower() for name, _ in headers}
+    added = _OF_API if path.startswith("/api/") else _ALWAYS
+    return [*headers, *(item for item in added if item[0] not in there)]
+
+
 class SecurityHeaders:
     """Put the security headers on every answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._always = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
-        self._of_api = [*self._always, (b"cache-control", b"no-store")]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        added = self._of_api if scope["path"].startswith("/api/") else self._always
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                there = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(item for item in added if item[0] not in there)]
+                message["headers"] = _secured(scope["path"], message["headers"])
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -139,6 +147,8 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 class Direct:
     """Serves the addresses that have no parts to be parsed, without asking every route whether it is meant.
 
+    It is the outermost layer: it gives such a request its name, and its answer the headers that all have.
+
     Args:
         app: everything else.
         endpoints: by method and path.
@@ -159,12 +169,17 @@ class Direct:
         if serve is None:
             await self._app(scope, receive, send)
             return
-        request = Request(scope, receive)
+        request, name = Request(scope, receive), name_of(scope)
+        token = request_id.set(name.decode())
         try:
-            response = await serve(request)
-        except Exception as error:
-            response = await self._answer_error(request, error)
-        await response(scope, receive, send)
+            try:
+                response = await serve(request)
+            except Exception as error:
+                response = await self._answer_error(request, error)
+            response.raw_headers = [*_secured(scope["path"], response.raw_headers), header_of_name(name)]
+            await response(scope, receive, send)
+        finally:
+            request_id.reset(token)
 
 
 class _Application(Starlette):
@@ -176,7 +191,7 @@ class _Application(Starlette):
 
     def build_middleware_stack(self) -> ASGIApp:
         """Starlette's own, and ours around it."""
-        return RequestIds(SecurityHeaders(Direct(super().build_middleware_stack(), self._direct, _answer_error)))
+        return Direct(RequestIds(SecurityHeaders(super().build_middleware_stack())), self._direct, _answer_error)
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -194,8 +194,8 @@ def list_commands(db: Database, cursor: str | None, limit: int, now_s: float) ->
 
 def waiting_for(connection: Connection, devices: Sequence[str]) -> set[str]:
     """Those of the devices that a command waits for: the others need not be asked about one by one."""
-    sql = "SELECT DISTINCT device FROM device_command WHERE state IN ('waiting', 'sent') AND device IN"
-    return {found["device"] for found in rows_of(connection, sql, [(device,) for device in devices])}
+    keys, waits = [(device,) for device in devices], "AND state IN ('waiting', 'sent')"
+    return {found["device"] for found in rows_of(connection, "device_command", ("device",), ("device",), keys, waits)}
 
 
 def deliver(connection: Connection, device: str, cursor: int, now_s: float) -> tuple[Json, ...]:

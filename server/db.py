@@ -66,6 +66,17 @@ BUSY_TIMEOUT_S: Final = 10
 CONNECT_TIMEOUT_S: Final = 10
 READERS_MAX: Final = 16  # connections of one process to PostgreSQL, beside the writer's
 GROUP_BYTES_MAX: Final = 8 << 20  # that came in the batches of one commit, so that none takes long
+# The writer's thread does not take the log into the file at a commit that happens to be the thousandth page: for some
+# ten milliseconds nobody would get an answer. See `Database._checkpoint_loop`.
+_PRAGMAS: Final = {
+    "journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "cache_size": -16000, "wal_autocheckpoint": 0,
+}  # fmt: skip
+_CHECKPOINT: Final = "PRAGMA wal_checkpoint(PASSIVE)"
+CHECKPOINT_EVERY_S: Final = 0.5
+LOG_PAGES: Final = 1000  # the log of a longer one is begun anew
+LINGER_S: Final = 0.0005
+LINGER_TRIES: Final = 6
+LINGER_FROM: Final = 8  # jobs in the commit before
 CONFLICT_TRIES: Final = 6
 CONFLICT_WAIT_S: Final = 0.01  # doubled with each try
 _OPTIONS: Final = "-c statement_timeout=30000 -c lock_timeout=10000 -c idle_in_transaction_session_timeout=60000"
@@ -144,7 +155,7 @@ def open_database(where: Path | str) -> Any:
     if isinstance(where, Path):
         return SqliteDatabase(
             str(where),
-            pragmas={"journal_mode": "wal", "synchronous": "full", "foreign_keys": 1, "cache_size": -16000},
+            pragmas=_PRAGMAS,
             timeout=BUSY_TIMEOUT_S,
         )
     if urlsplit(where).scheme != "postgresql":
@@ -207,6 +218,7 @@ class Database:
         self.commits = 0
         self.jobs = 0
         self._closed = False
+        self._stopping, self._is_log_long = threading.Event(), False
         name = f"the database {where}" if isinstance(where, Path) else "the PostgreSQL database"
         try:
             self._prepare(name)
@@ -218,6 +230,12 @@ class Database:
         self.instance = self.read(lambda connection: meta(connection, "instance"))
         self._thread = threading.Thread(target=self._write_loop, name="tinysphere-writer", daemon=True)
         self._thread.start()
+        self._checkpointer: threading.Thread | None = None
+        if self.kind == "sqlite":
+            self._checkpointer = threading.Thread(
+                target=self._checkpoint_loop, name="tinysphere-checkpoint", daemon=True
+            )
+            self._checkpointer.start()
 
     def _prepare(self, name: str) -> None:
         schema = Schema(self._database)
@@ -348,18 +366,23 @@ class Database:
         if self._closed:
             return
         self._closed = True
+        self._stopping.set()
         self._queue.put(None)
         self._thread.join(timeout=self._timeout_s)
+        if self._checkpointer is not None:
+            self._checkpointer.join(timeout=self._timeout_s)
         close_database(self._database)
 
     # The writer's thread ----------------------------------------------------------------------------------
 
     def _write_loop(self) -> None:
         connection: Connection | None = None
+        group: list[_Job] = []
         while True:
             first = self._queue.get()
             if first is None:
                 break
+            self._linger(len(group))
             group, size, stop = [first], first.size, False
             while len(group) < self._group_max and size < GROUP_BYTES_MAX:
                 try:
@@ -378,9 +401,38 @@ class Database:
             connection = self._usable(connection, group)
             if connection is not None:
                 self._commit(connection, group)
+                if self._is_log_long:
+                    self._is_log_long = False
+                    with suppress(Exception):  # a disk that refuses is told by the next commit
+                        connection.rows(_CHECKPOINT)
             if stop:
                 break
         self._database.close()
+
+    def _checkpoint_loop(self) -> None:
+        """Bring SQLite's log into its file beside the writer, which may add to it meanwhile.
+
+        While pages are added the log never ends, so when it has become long the writer does the short rest between two
+        commits, and begins it anew with the next.
+        """
+        seen = -1
+        while not self._stopping.wait(CHECKPOINT_EVERY_S):
+            if self.commits == seen:
+                continue
+            seen = self.commits
+            with suppress(Exception), self._connected() as connection:
+                (found,) = connection.rows(_CHECKPOINT)
+                self._is_log_long = int(found["log"]) > LOG_PAGES
+
+    def _linger(self, before: int) -> None:
+        """Under load wait a moment for half of as many as came last: those who were answered then come again one by
+        one, and a commit for the first of them costs as much as one for all."""
+        if before < LINGER_FROM:
+            return
+        for _ in range(LINGER_TRIES):
+            if self._queue.qsize() >= before // 2:
+                return
+            time.sleep(LINGER_S)
 
     def _usable(self, connection: Connection | None, group: list[_Job]) -> Connection | None:
         """The writer's connection, opened anew when it broke; without one the group fails."""

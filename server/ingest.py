@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final, cast
+from typing import Final, TypeAlias, cast
 
 import msgspec
 from tinylcm.checks import Fields
@@ -23,11 +23,11 @@ from tinylcm.types import Json, Stream
 from tinylcm.wire import (
     STREAMS,
     Desired,
-    RecordReader,
     Refused,
     SyncRequest,
     SyncResponse,
-    record_id,
+    record_reader,
+    with_ids,
 )
 
 from . import boards, commands, deployments, distributions, feed, logs, settings
@@ -71,6 +71,10 @@ _LATEST_TAIL: Final = (
     f"ON CONFLICT (device, model) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _LATEST[2:])}"
     " WHERE excluded.at >= latest.at"
 )
+_DEVICE: Final = (
+    "id", "secret_sha256", "next_secret_sha256", "revoked_at", "retired_at", "last_seen_at", "capabilities", "boards",
+)  # fmt: skip
+_MARK: Final = ("device", "stream", "epoch", "seq")
 _MARK_HEAD: Final = "INSERT INTO watermark (device, stream, epoch, seq)"
 _MARK_TAIL: Final = "ON CONFLICT (device, stream, epoch) DO UPDATE SET seq = excluded.seq"
 _ANCHOR_HEAD: Final = "INSERT INTO anchor (device, boot, boot_ns, device_wall_s, received_at)"
@@ -85,6 +89,9 @@ _SEEN_HEAD: Final = (
     " boards = CAST(v.column7 AS BIGINT) FROM ("
 )
 _SEEN_TAIL: Final = ") AS v WHERE device.id = v.column1"
+
+
+_Named: TypeAlias = list[tuple[tuple[str, int], object]]  # records with their ids, (epoch, seq)
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -107,6 +114,7 @@ class _Group:
         self.marks: dict[tuple[str, Stream, str], int] = {}
         self.judgements: dict[str, Judgements] = {}
         self.rollups = Rollups(connection)
+        self.reader = record_reader()
 
     def flush(self) -> None:
         """Write the rows, the sums and the watermarks."""
@@ -270,12 +278,8 @@ def _settle_round(
 def _devices(connection: Connection, deliveries: Sequence[Delivery]) -> dict[str, Row]:
     # Of two processes that got the same device's records the second waits here, and then sees the other's watermarks.
     lock = "ORDER BY id FOR UPDATE" if connection.kind == "postgresql" else ""
-    sql = (
-        "SELECT id, secret_sha256, next_secret_sha256, revoked_at, retired_at, last_seen_at, capabilities, boards"
-        " FROM device WHERE id IN"
-    )
     keys = sorted({(delivery.device,) for delivery in deliveries})
-    return {found["id"]: found for found in rows_of(connection, sql, keys, lock)}
+    return {found["id"]: found for found in rows_of(connection, "device", _DEVICE, ("id",), keys, lock)}
 
 
 def _json(value: object) -> str:
@@ -312,21 +316,20 @@ class _Marks:
 
     def __init__(self, connection: Connection, deliveries: Sequence[Delivery]) -> None:
         self._connection = connection
-        self.items: dict[tuple[str, Stream], list[tuple[tuple[str, int], object]]] = {}
+        self.items: dict[tuple[str, Stream], _Named] = {}
         keys: dict[tuple[str, str, str], None] = {}
         for delivery in deliveries:
             for stream, items in (("events", delivery.request.events), ("details", delivery.request.details)):
                 if not items:
                     continue
                 # What cannot be named cannot be settled by itself; what follows settles it.
-                named = [(identity, item) for item in items if (identity := record_id(item)) is not None]
+                named, epochs = with_ids(items if isinstance(items, list) else list(items))
                 self.items[delivery.device, cast("Stream", stream)] = named
-                for epoch in {identity[0] for identity, _ in named}:
+                for epoch in epochs:
                     keys[delivery.device, stream, epoch] = None
-        sql = "SELECT device, stream, epoch, seq FROM watermark WHERE (device, stream, epoch) IN"
         self._seqs = {
             (found["device"], found["stream"], found["epoch"]): int(found["seq"])
-            for found in rows_of(connection, sql, list(keys))
+            for found in rows_of(connection, "watermark", _MARK, _MARK[:3], list(keys))
         }
         self._epochs: dict[tuple[str, str], int] = {}
 
@@ -353,12 +356,12 @@ def _settle(
     """What is acknowledged in each stream, and what is refused."""
     acked: dict[str, tuple[str, int] | None] = {}
     refused: list[Refused] = []
-    times, reader = _Times(group.connection, delivery), RecordReader()
+    times = _Times(group.connection, delivery)
     for stream in STREAMS:
         named = marks.items.get((delivery.device, stream))
         acked[stream] = named[-1][0] if named else None
         if named:
-            _settle_stream(group, marks, delivery, stream, named, times, reader, refused)
+            _settle_stream(group, marks, delivery, stream, named, times, refused)
     return acked, refused
 
 
@@ -367,15 +370,18 @@ def _settle_stream(
     marks: _Marks,
     delivery: Delivery,
     stream: Stream,
-    named: Sequence[tuple[tuple[str, int], object]],
+    named: _Named,
     times: _Times,
-    reader: RecordReader,
     refused: list[Refused],
 ) -> None:
     device, now_s, connection = delivery.device, delivery.now_s, group.connection
+    boot, anchor, reader = delivery.request.boot, delivery.request.anchor, group.reader
     seqs: dict[str, int] = {}
     batch, stored = _Batch(group, delivery, stream), group.added.setdefault("record", [])
-    for (epoch, seq), item in named:
+    place = 0
+    while place < len(named):
+        (epoch, seq), item = named[place]
+        place += 1
         last = seqs.get(epoch)
         if last is None:
             last = marks.seq(device, stream, epoch)
@@ -390,8 +396,8 @@ def _settle_stream(
             _gap(connection, device, stream, epoch, last + 1, seq - 1, None, seq - 1 - last, now_s)
         seqs[epoch] = seq
         try:
-            kind, boot, boot_ns, payload = reader.read(item)
-            at = times.at(boot, boot_ns)
+            kind, its_boot, boot_ns, payload = reader.read(item)
+            at = times.at(its_boot, boot_ns)
             handler = _HANDLERS.get(kind)
             if handler is not None:
                 handler(batch, Fields(payload, kind, WireError), at)
@@ -401,7 +407,23 @@ def _settle_stream(
             batch.add("refused_record", device, stream, epoch, seq, reason, now_s)
             continue
         text = msgspec.json.encode(payload).decode()
-        stored.append((device, stream, epoch, seq, kind, boot, boot_ns, at, now_s, text))
+        stored.append((device, stream, epoch, seq, kind, its_boot, boot_ns, at, now_s, text))
+        after = reader.rows(
+            named,
+            place,
+            seq,
+            device,
+            stream,
+            _HANDLERS,
+            boot,
+            anchor.boot_ns,
+            now_s,
+            now_s,
+            msgspec.json.encode,
+            stored,
+        )
+        seqs[epoch] += after - place
+        place = after
     for epoch, seq in seqs.items():
         group.marks[device, stream, epoch] = seq
 

@@ -35,15 +35,18 @@ class RateLimit:
 
     def wait_s(self, key: str, now_s: float) -> float:
         """Seconds until there is a token; 0.0 when there is one now, which is not taken."""
-        bucket = self._filled(key, now_s)
-        return 0.0 if bucket.tokens >= 1.0 else (1.0 - bucket.tokens) / self._per_s
+        return self._wait_s(self._filled(key, now_s)) if key in self._buckets else 0.0
 
     def take(self, key: str, now_s: float) -> float:
         """Take a token; 0.0, or the seconds until there is one, and then none was taken."""
-        wait_s = self.wait_s(key, now_s)
+        bucket = self._filled(key, now_s)
+        wait_s = self._wait_s(bucket)
         if wait_s == 0.0:
-            self._buckets[key].tokens -= 1.0
+            bucket.tokens -= 1.0
         return wait_s
+
+    def _wait_s(self, bucket: _Bucket) -> float:
+        return 0.0 if bucket.tokens >= 1.0 else (1.0 - bucket.tokens) / self._per_s
 
     def _filled(self, key: str, now_s: float) -> _Bucket:
         bucket = self._buckets.get(key)

@@ -23,8 +23,19 @@ _PLAIN: Final = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 current: Final[ContextVar[str]] = ContextVar("tinysphere_request_id", default="-")
 
 
+def name_of(scope: Scope) -> bytes:
+    """The name that a request brings, or a new one."""
+    given = next((value for name, value in scope["headers"] if name == _NAME), b"")
+    return given if _PLAIN.fullmatch(given) else b"%s%08x" % (_PREFIX, next(_numbers) & 0xFFFFFFFF)
+
+
+def header_of_name(name: bytes) -> tuple[bytes, bytes]:
+    """The header that tells it."""
+    return _NAME, name
+
+
 class RequestIds:
-    """Give each request its name: the outermost middleware."""
+    """Give each request its name."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -34,13 +45,12 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == _NAME), b"")
-        raw = given if _PLAIN.fullmatch(given) else b"%s%08x" % (_PREFIX, next(_numbers) & 0xFFFFFFFF)
+        raw = name_of(scope)
         token = current.set(raw.decode())
 
         async def send_with_name(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (_NAME, raw)]
+                message["headers"] = [*message["headers"], header_of_name(raw)]
             await send(message)
 
         try:

@@ -119,8 +119,7 @@ class Rollups:
 
     def flush(self) -> None:
         """Add the sums to what is stored."""
-        sql = f"SELECT {', '.join(_COLUMNS)} FROM rollup WHERE (device, model, version, step, at) IN"  # noqa: S608
-        for found in rows_of(self._connection, sql, list(self._sums)):
+        for found in rows_of(self._connection, "rollup", _COLUMNS, _COLUMNS[:5], list(self._sums)):
             key = found["device"], found["model"], found["version"], int(found["step"]), int(found["at"])
             stored = read(found)
             stored.add(self._sums[key])

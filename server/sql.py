@@ -87,11 +87,25 @@ def row(connection: Connection, sql: str, values: Sequence[Value] = ()) -> Row |
     return found[0] if found else None
 
 
-def rows_of(connection: Connection, sql: str, keys: Sequence[tuple[Value, ...]], tail: str = "") -> list[Row]:
-    """The rows of a query that ends in `IN`, for many keys, in queries of few sizes; keys of several columns too."""
+def rows_of(
+    connection: Connection,
+    table: str,
+    columns: tuple[str, ...],
+    key: tuple[str, ...],
+    values: Sequence[tuple[Value, ...]],
+    tail: str = "",
+) -> list[Row]:
+    """The rows of a table that have one of many keys, in queries of few sizes.
+
+    Args:
+        columns: that are wanted.
+        key: columns that an index begins with.
+        values: of these columns.
+        tail: behind the query.
+    """
     found: list[Row] = []
-    for size, piece in _pieces(keys):
-        found += connection.rows(_in_sql(sql, len(piece[0]), size, tail), list(chain.from_iterable(piece)))
+    for size, piece in _pieces(values):
+        found += connection.rows(_keys_sql(table, columns, key, size, tail), list(chain.from_iterable(piece)))
     return found
 
 
@@ -255,10 +269,18 @@ def _bulk_sql(head: str, width: int, count: int, tail: str) -> str:
 
 
 @functools.lru_cache(256)
-def _in_sql(sql: str, width: int, count: int, tail: str) -> str:
-    marks = f"({', '.join('?' * width)})"
-    items = ", ".join("?" * count) if width == 1 else f"VALUES {', '.join([marks] * count)}"
-    return f"{sql} ({items}) {tail}"
+def _keys_sql(table: str, columns: tuple[str, ...], key: tuple[str, ...], count: int, tail: str) -> str:
+    wanted = ", ".join(columns)
+    if len(key) == 1:
+        return f"SELECT {wanted} FROM {table} WHERE {key[0]} IN ({', '.join('?' * count)}) {tail}"  # noqa: S608
+    # Not `(a, b) IN (VALUES ...)`: with more than one row SQLite reads the whole table for that. Its CROSS JOIN keeps
+    # the order, so that each key is looked up in the index; to PostgreSQL it is a join like every other.
+    marks = f"({', '.join('?' * len(key))})"
+    given = ", ".join(f"k.column{place}" for place in range(1, len(key) + 1))
+    return (
+        f"SELECT {wanted} FROM (VALUES {', '.join([marks] * count)}) AS k CROSS JOIN {table}"  # noqa: S608
+        f" WHERE ({', '.join(key)}) = ({given}) {tail}"
+    )
 
 
 def _pieces(values: Sequence[Sequence[Value]]) -> Iterator[tuple[int, Sequence[Sequence[Value]]]]:

@@ -26,7 +26,7 @@ cdef Py_ssize_t _text(str text) except -2:
     return CHARACTER_BYTES * PyUnicode_GET_LENGTH(text) + MARKS_BYTES
 
 
-cdef Py_ssize_t _size(object value, int depth) except -2:
+cdef Py_ssize_t json_size(object value, int depth) except -2:
     cdef Py_ssize_t total = MARKS_BYTES, part, index = 0
     cdef PyObject* key
     cdef PyObject* item
@@ -51,14 +51,14 @@ cdef Py_ssize_t _size(object value, int depth) except -2:
             if part < 0:
                 return -1
             total += part + 1
-            part = _size(<object>item, depth - 1)
+            part = json_size(<object>item, depth - 1)
             if part < 0:
                 return -1
             total += part
         return total
     if kind is list:
         for index in range(PyList_GET_SIZE(value)):
-            part = _size(<object>PyList_GET_ITEM(value, index), depth - 1)
+            part = json_size(<object>PyList_GET_ITEM(value, index), depth - 1)
             if part < 0:
                 return -1
             total += part
@@ -78,4 +78,4 @@ def json_bytes_max(value, int depth_max) -> int:
         float, bool and None, a key that is no text, a number that is not finite or an integer of more than 64 bits,
         half a surrogate pair, or nested too deep.
     """
-    return _size(value, depth_max)
+    return json_size(value, depth_max)

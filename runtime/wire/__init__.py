@@ -7,6 +7,7 @@
 Unknown fields are ignored, unknown record types are kept.
 """
 
+from .._ext.records import RecordReader, record_id, with_ids
 from .codec import (
     CONTENT_TYPES,
     Format,
@@ -30,7 +31,6 @@ from .messages import (
     Board,
     Desired,
     DesiredModel,
-    RecordReader,
     Refused,
     RunningModel,
     SyncRequest,
@@ -41,7 +41,7 @@ from .messages import (
     finite,
     is_plain,
     record_from_json,
-    record_id,
+    record_reader,
     record_to_json,
 )
 
@@ -81,5 +81,7 @@ __all__ = [
     "is_web_page",
     "record_from_json",
     "record_id",
+    "record_reader",
     "record_to_json",
+    "with_ids",
 ]

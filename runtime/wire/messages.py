@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Final, Literal, cast
 
 from .._ext.jsonable import json_bytes_max
+from .._ext.records import RecordReader, record_id
 from ..checks import INTEGER_MAX, Fields
 from ..errors import WireError
 from ..types import Json, Record, Stream
@@ -298,61 +299,14 @@ def record_from_json(value: object) -> Record:
     )
 
 
-class RecordReader:
-    """Reads the records of one request, which name the same few types and boots again and again.
-
-    A word that was read once need not be checked again; whatever looks unusual is left to `record_from_json`, so both
-    take and refuse the same.
-    """
-
-    def __init__(self) -> None:
-        self._types: set[str] = set()
-        self._boots: set[str] = set()
-
-    def read(self, value: object) -> tuple[str, str, int, dict[str, Json]]:
-        """The type, boot, time since boot and payload of a record whose id was read already.
-
-        Raises:
-            WireError: what is wrong with it, for the answer's `refused`.
-        """
-        if type(value) is dict:
-            kind, boot, boot_ns, payload = (
-                value.get("type"),
-                value.get("boot"),
-                value.get("boot_ns"),
-                value.get("payload"),
-            )
-            if (
-                type(kind) is str
-                and kind in self._types
-                and type(boot) is str
-                and boot in self._boots
-                and type(boot_ns) is int
-                and 0 <= boot_ns <= INTEGER_MAX
-                and type(payload) is dict
-                and 0 <= json_bytes_max(payload, _DEPTH_MAX) <= RECORD_BYTES_MAX
-            ):
-                return kind, boot, boot_ns, payload
-        record = record_from_json(value)
-        self._types.add(record.type)
-        self._boots.add(record.boot)
-        return record.type, record.boot, record.boot_ns, cast("dict[str, Json]", record.payload)
+def _read(value: object) -> tuple[str, str, int, dict[str, Json]]:
+    record = record_from_json(value)
+    return record.type, record.boot, record.boot_ns, cast("dict[str, Json]", record.payload)
 
 
-def record_id(value: object) -> tuple[str, int] | None:
-    """The id of a record that may be bad otherwise, so that it can be settled; None when it has none."""
-    if not isinstance(value, dict):
-        return None
-    epoch, seq = value.get("epoch"), value.get("seq")
-    if (
-        isinstance(epoch, str)
-        and len(epoch) == EPOCH_CHARACTERS
-        and _is_epoch(epoch)
-        and type(seq) is int
-        and 0 < seq <= INTEGER_MAX
-    ):
-        return epoch, seq
-    return None
+def record_reader() -> RecordReader:
+    """A reader for the records of some requests; it takes and refuses what `record_from_json` does."""
+    return RecordReader(_read, _DEPTH_MAX, RECORD_BYTES_MAX)
 
 
 def _plain_request(document: object) -> SyncRequest | None:

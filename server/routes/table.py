@@ -197,10 +197,15 @@ class Call:
         Raises:
             TooLargeError: it is longer, or says so.
         """
+        announced, first = header_of(self.request, b"content-length"), None
+        if announced.isdigit() and int(announced) <= min(bytes_max, BODY_FREE_BYTES):
+            first = _received(self.request)
+            if first is not None and first["type"] == "http.request" and not first.get("more_body", False):
+                return bytes(first.get("body", b""))  # as nearly every body comes: whole, with its head
         pieces: list[bytes] = []
         room, total, counted = self.server.bodies, 0, 0
         try:
-            async for piece in bounded_body(self.request, bytes_max, self.server.config.body_timeout_s):
+            async for piece in bounded_body(self.request, bytes_max, self.server.config.body_timeout_s, first):
                 pieces.append(piece)
                 total += len(piece)
                 if total - counted > BODY_FREE_BYTES:
@@ -240,8 +245,13 @@ def _received(request: Request) -> Message | None:
     return None
 
 
-async def bounded_body(request: Request, bytes_max: int, timeout_s: float) -> AsyncIterator[bytes]:
+async def bounded_body(
+    request: Request, bytes_max: int, timeout_s: float, first: Message | None = None
+) -> AsyncIterator[bytes]:
     """The body's pieces, refused as soon as they are too many, before that if the length is announced.
+
+    Args:
+        first: what was received of it already.
 
     Raises:
         TooLargeError: more than `bytes_max`.
@@ -252,7 +262,7 @@ async def bounded_body(request: Request, bytes_max: int, timeout_s: float) -> As
         raise TooLargeError(f"the body has {announced} bytes, at most {bytes_max} are taken here")
     total = 0
     while True:
-        message = _received(request)
+        message, first = first or _received(request), None
         if message is None:
             try:
                 async with asyncio.timeout(timeout_s):

@@ -21,7 +21,6 @@ from tinylcm.wire import (
     Board,
     Desired,
     DesiredModel,
-    RecordReader,
     Refused,
     RunningModel,
     SyncRequest,
@@ -34,6 +33,7 @@ from tinylcm.wire import (
     finite,
     record_from_json,
     record_id,
+    record_reader,
     record_to_json,
 )
 
@@ -290,7 +290,7 @@ def test_a_reader_that_has_seen_records_takes_and_refuses_what_a_new_one_does(ke
     good = {
         "type": "note", "epoch": "00000000000000aa", "seq": 1, "boot": "b", "boot_ns": 5, "payload": {"x": 1},
     }  # fmt: skip
-    reader = RecordReader()
+    reader = record_reader()
     assert reader.read(good) == reader.read(dict(good)) == ("note", "b", 5, {"x": 1})
     odd = {**good, key: value}
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from kit import EPOCH, NOW, Kit, alarm, digest_of, make_kit, record, request, summary
 from tinylcm.wire import Anchor, RunningModel
 from tinysphere import drifthub, fleet, ingest, reports
-from tinysphere.db import rows
+from tinysphere.db import Connection, rows
 from tinysphere.errors import UnauthorizedError
 from tinysphere.ingest import EPOCHS_MAX
 
@@ -40,6 +41,50 @@ def test_resent_records_count_once_and_are_acknowledged_again(kit: Kit, device: 
     assert stored(kit, "SELECT COUNT(*) FROM record") == [(4,)]
     assert len(drifthub.list_events(kit.db, device, None, None, 10).items) == 1
     assert stored(kit, "SELECT COUNT(*) FROM label") == [(2,)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_no_sync_reads_a_whole_table(kit: Kit, count: int) -> None:
+    """Else a check-in costs more with every device that is registered. PostgreSQL chooses by the tables' sizes.
+
+    What people set (deployments, groups, settings) is short, and read when a device is new or something has changed.
+    """
+    if kit.db.kind != "sqlite":
+        return
+    devices = [kit.enrol(f"watch-{i}", f"{i:064x}") for i in range(count)]
+    asked: list[str] = []
+
+    def settle(connection: Connection, seqs: range) -> list[str]:
+        deliveries = [
+            ingest.Delivery(
+                device,
+                request(
+                    events=[record(seq, "alarm", alarm()) for seq in seqs],
+                    details=[record(seq, "summary", summary([5.0], [0.5])) for seq in seqs],
+                ),
+                NOW,
+                30.0,
+                None,
+            )
+            for device in devices
+        ]  # fmt: skip
+        raw = connection.raw  # type: ignore[attr-defined]
+        raw.set_trace_callback(asked.append)
+        answers = ingest.settle(kit.db.instance, connection, deliveries)
+        raw.set_trace_callback(None)
+        assert not [answer for answer in answers if isinstance(answer, Exception)]
+        plans = [
+            (step[3], sql[:200])
+            for sql in asked
+            if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))
+            for step in raw.execute(f"EXPLAIN QUERY PLAN {sql}").fetchall()
+        ]
+        short = r"SCAN (CONSTANT|\d+ CONSTANT|[kv]$|d$|device_group |config_version )"
+        return [f"{step}: {sql}" for step, sql in plans if step.startswith("SCAN") and not re.match(short, step)]
+
+    for seqs in (range(1, 4), range(4, 7)):
+        assert kit.db.write(lambda connection, seqs=seqs: settle(connection, seqs)) == []
+    assert any("JOIN rollup" in sql for sql in asked) and any("watermark" in sql for sql in asked)
 
 
 def test_syncs_of_many_devices_are_settled_together_and_two_of_one_after_the_other(kit: Kit, device: str) -> None:

@@ -1,0 +1,1 @@
+cdef Py_ssize_t json_size(object value, int depth) except -2
