@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -202,6 +203,12 @@ async def _answer_error(request: Request, error: Exception) -> Response:
     return await _unexpected(request, error)
 
 
+@functools.cache
+def _document() -> bytes:
+    """The OpenAPI document."""
+    return msgspec.json.encode(openapi(ROUTES))
+
+
 def _open_store(config: ServerConfig, db: Database) -> Store:
     folder = config.data / "blobs"
     is_bucket = bool(config.s3)
@@ -256,10 +263,9 @@ def create_app(config: ServerConfig, clock: Clock | None = None) -> Starlette:
     pin_folder(db, config.data / "roots", clock.wall_s())
     server = Server.of(config, db, store, clock)
     mirrors = [_mirror(server)] if config.mlflow else []
-    document = msgspec.json.encode(openapi(ROUTES))
 
     async def serve_document(request: Request) -> Response:
-        return Response(document, media_type="application/json")
+        return Response(await run_in_threadpool(_document), media_type="application/json")
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

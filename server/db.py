@@ -75,7 +75,7 @@ _CHECKPOINT: Final = "PRAGMA wal_checkpoint(PASSIVE)"
 CHECKPOINT_EVERY_S: Final = 0.5
 LOG_PAGES: Final = 1000  # the log of a longer one is begun anew
 LINGER_S: Final = 0.0005
-LINGER_TRIES: Final = 6
+LINGER_TRIES: Final = 8
 LINGER_FROM: Final = 8  # jobs in the commit before
 CONFLICT_TRIES: Final = 6
 CONFLICT_WAIT_S: Final = 0.01  # doubled with each try
@@ -378,11 +378,13 @@ class Database:
     def _write_loop(self) -> None:
         connection: Connection | None = None
         group: list[_Job] = []
+        before = 0  # jobs in the larger one of the last two commits
         while True:
             first = self._queue.get()
             if first is None:
                 break
-            self._linger(len(group))
+            self._linger(max(before, len(group)))
+            before = len(group)
             group, size, stop = [first], first.size, False
             while len(group) < self._group_max and size < GROUP_BYTES_MAX:
                 try:

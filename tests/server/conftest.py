@@ -14,6 +14,7 @@ from tinysphere.schema import Schema
 from weed import Weed, binary
 
 TEMPLATE = "tinysphere_template"
+SPARE: list[str] = []  # addresses of databases that tests have done with
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +73,13 @@ def on_database(request: pytest.FixtureRequest) -> Iterator[str]:
         yield kind
         return
     running: Cluster = request.getfixturevalue("cluster")
-    before = rooms.DATABASE.url
-    rooms.DATABASE.url = lambda: running.database(TEMPLATE)
+    before, taken = rooms.DATABASE.url, []
+
+    def take() -> str:
+        taken.append(SPARE.pop() if SPARE else running.database(TEMPLATE))
+        return taken[-1]
+
+    rooms.DATABASE.url = take
     yield kind
     rooms.DATABASE.url = before
+    SPARE.extend(url for url in taken if running.recycled(url, running.url(TEMPLATE)))

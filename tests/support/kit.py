@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,8 @@ from tinylcm.wire import Anchor, SyncRequest, SyncResponse, encode
 from tinysphere import auth, deployments, fleet, ingest, registry, trust
 from tinysphere.app import create_app
 from tinysphere.config import ServerConfig
-from tinysphere.db import Database
+from tinysphere.db import Database, close_database, open_database
+from tinysphere.schema import Schema
 from tinysphere.store import FolderStore
 
 EPOCH = "00000000000000aa"
@@ -30,6 +33,26 @@ class Switch:
 
 
 DATABASE = Switch()
+
+
+@functools.cache
+def _migrated() -> bytes:
+    """SQLite's file with the tables and nothing in them: taking every step anew for every test takes minutes."""
+    with tempfile.TemporaryDirectory() as folder:
+        database = open_database(Path(folder) / "tinysphere.db")
+        Schema(database).up()
+        close_database(database)
+        return (Path(folder) / "tinysphere.db").read_bytes()
+
+
+def database_in(folder: Path) -> str:
+    """The address of the database for a room; "" for SQLite's file in the folder, which is there then."""
+    url, path = DATABASE.url(), folder / "tinysphere.db"
+    if not url and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(_migrated())
+    return url
 
 
 @dataclass
@@ -153,7 +176,7 @@ def minute(number: int, values: list[float], **changes: object) -> dict[str, obj
 
 def make_kit(folder: Path, **limits: object) -> Kit:
     """Open the rooms on a folder."""
-    db = Database(DATABASE.url() or folder / "tinysphere.db", **limits)  # type: ignore[arg-type]
+    db = Database(database_in(folder) or folder / "tinysphere.db", **limits)  # type: ignore[arg-type]
     return Kit(folder, db, FolderStore(folder / "blobs"), ManualClock(wall_s=NOW - 1000))
 
 
@@ -178,7 +201,7 @@ class Web:
 def make_web(folder: Path, **changes: object) -> Web:
     """An application on a folder; use its client as a context manager."""
     clock = ManualClock(wall_s=NOW - 1000)
-    app = create_app(ServerConfig(folder, database=DATABASE.url(), **changes), clock)  # type: ignore[arg-type]
+    app = create_app(ServerConfig(folder, database=database_in(folder), **changes), clock)  # type: ignore[arg-type]
     server = app.state.server
     kit = Kit(folder, server.db, server.store, clock)
     return Web(TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False), kit)

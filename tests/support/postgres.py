@@ -18,6 +18,23 @@ from types import TracebackType
 import psutil
 
 USER = "tiny"
+_OTHERS = "SELECT COUNT(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+_TABLES = (
+    "SELECT table_name, column_name, data_type FROM information_schema.columns WHERE table_schema = 'public'"
+    " UNION ALL SELECT indexname, indexdef, '' FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1, 2, 3"
+)
+# As a replica, so that foreign keys need no order.
+_EMPTY = """
+DO $$ DECLARE one record; BEGIN
+  SET LOCAL session_replication_role = replica;
+  FOR one IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'schema_migration' LOOP
+    EXECUTE format('DELETE FROM public.%I', one.tablename);
+  END LOOP;
+  FOR one IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public' AND sequencename NOT LIKE 'schema_m%' LOOP
+    EXECUTE format('ALTER SEQUENCE public.%I RESTART', one.sequencename);
+  END LOOP;
+END $$
+"""
 READY_S = 30.0
 
 
@@ -101,6 +118,34 @@ class Cluster:
         name = f"test_{self._made}"
         self.sql(f"CREATE DATABASE {name} TEMPLATE {template}", "postgres")
         return self.url(name)
+
+    def recycled(self, url: str, like: str) -> bool:
+        """Empty a database's tables, which takes a twentieth of the time that a new one does.
+
+        Args:
+            like: the address of one whose tables it must have.
+
+        Returns:
+            Whether it is as good as new: nobody uses it and its tables are those of `like`.
+        """
+        import psycopg
+
+        def tables(connection: psycopg.Connection) -> object:
+            return connection.execute(_TABLES).fetchall()
+
+        try:
+            with (
+                psycopg.connect(like, autocommit=True, connect_timeout=5) as model,
+                psycopg.connect(url, autocommit=True, connect_timeout=5) as connection,
+            ):
+                connection.execute("SET lock_timeout = '1s'")
+                (others,) = connection.execute(_OTHERS).fetchone() or (1,)
+                if others or tables(connection) != tables(model):
+                    return False
+                connection.execute(_EMPTY)
+                return True
+        except psycopg.Error:
+            return False
 
     def kill(self) -> None:
         """End it and its children as a crash would."""
