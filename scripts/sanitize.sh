@@ -36,5 +36,5 @@ LD_PRELOAD="$preload" "../../$ENVIRONMENT/bin/python" -m pytest -q -p no:cachepr
   tests/runtime/test_stats.py tests/runtime/test_drift.py tests/runtime/test_ring.py tests/runtime/test_monitors.py \
   tests/runtime/test_segments.py tests/runtime/test_window.py tests/runtime/test_knn.py tests/runtime/test_decider.py \
   tests/runtime/test_preprocess.py tests/runtime/test_prediction.py tests/runtime/test_pipeline.py \
-  tests/runtime/test_loading.py tests/runtime/test_chain.py tests/runtime/test_jsonable.py \
+  tests/runtime/test_loading.py tests/runtime/test_chain.py tests/runtime/test_jsonable.py tests/runtime/test_wire.py \
   tests/firmware_bridge/test_frames.py tests/firmware_bridge/test_protocol.py "$@"

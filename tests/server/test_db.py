@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,6 +36,27 @@ def note(text: str) -> object:
 def notes(db: Database) -> list[str]:
     found = db.read(lambda connection: rows(connection, "SELECT target FROM audit ORDER BY id"))
     return [item["target"] for item in found]
+
+
+def test_the_log_is_brought_into_the_file_beside_the_writer_and_stays_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tinysphere import db as module
+
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY_S", 0.02)
+    path, total = tmp_path / "sphere.db", 0
+    db = Database(path)
+    db.write(lambda connection: connection.execute("CREATE TABLE blobs (data BLOB)"))
+    longest = 0
+    for _ in range(60):
+        data = os.urandom(500_000)
+        db.write(lambda connection, data=data: connection.execute("INSERT INTO blobs VALUES (?)", (data,)))
+        total += len(data)
+        longest = max(longest, path.with_name("sphere.db-wal").stat().st_size)
+        time.sleep(0.02)
+    assert longest < total / 2
+    assert path.stat().st_size > total / 2
+    db.close()
 
 
 def test_a_result_is_given_only_after_its_commit(db: Database) -> None:

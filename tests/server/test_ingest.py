@@ -87,6 +87,33 @@ def test_no_sync_reads_a_whole_table(kit: Kit, count: int) -> None:
     assert any("JOIN rollup" in sql for sql in asked) and any("watermark" in sql for sql in asked)
 
 
+def test_records_in_one_sync_become_what_they_become_one_by_one(kit: Kit) -> None:
+    """What is usual goes the short way, in runs; what is not ends a run and goes the long way."""
+    other = "00000000000000bb"
+    items = [
+        record(1, "note", {"n": 1}), record(2, "note", {"text": "grün"}), record(3, "note", {"x": float("nan")}),
+        record(4, "note", {}), record(6, "note", {"after": "a hole"}), record(7, "summary", summary([5.0], [0.5])),
+        record(8, "note", {}), {**record(9, "note", {}), "boot": "another"}, record(10, "note", {"deep": [[[{}]]]}),
+        {**record(1, "note", {}), "epoch": other}, {**record(2, "note", {}), "epoch": other},
+        record(10, "note", {"again": True}), record(11, "note", {}), {"epoch": EPOCH, "seq": 12}, record(13, "Bad", {}),
+        {**record(14, "note", {}), "boot_ns": -1}, {**record(15, "note", {}), "boot": "a\0b"}, record(16, "note", {}),
+        {"no": "id"}, record(17, "note", {}),
+    ]  # fmt: skip
+    together, alone = kit.enrol("together", "33" * 32), kit.enrol("alone", "44" * 32)
+    answer = kit.sync(together, details=items)
+    answers = [kit.sync(alone, details=[item]) for item in items]
+    assert list(answer.refused) == [refused for each in answers for refused in each.refused]
+    for table, columns in (
+        ("record", "stream, epoch, seq, type, boot, boot_ns, at, received_at, payload"),
+        ("refused_record", "stream, epoch, seq, reason"),
+        ("gap", "stream, epoch, from_seq, to_seq, reason, count"),
+        ("watermark", "stream, epoch, seq"),
+    ):
+        sql = f"SELECT {columns} FROM {table} WHERE device = '{{}}' ORDER BY epoch, {columns.split(', ')[2]}"
+        assert stored(kit, sql.format(together)) == stored(kit, sql.format(alone)), table
+    assert stored(kit, f"SELECT COUNT(*) FROM record WHERE device = '{together}'") == [(13,)]
+
+
 def test_syncs_of_many_devices_are_settled_together_and_two_of_one_after_the_other(kit: Kit, device: str) -> None:
     other, revoked = kit.enrol("other", "33" * 32), kit.enrol("revoked", "44" * 32)
     kit.db.write(lambda connection: connection.execute("UPDATE device SET revoked_at = 1 WHERE id = ?", (revoked,)))

@@ -30,7 +30,8 @@ DO $$ DECLARE one record; BEGIN
   FOR one IN SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'schema_migration' LOOP
     EXECUTE format('DELETE FROM public.%I', one.tablename);
   END LOOP;
-  FOR one IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public' AND sequencename NOT LIKE 'schema_m%' LOOP
+  FOR one IN SELECT sequencename FROM pg_sequences WHERE schemaname = 'public'
+    AND sequencename NOT LIKE 'schema_m%' LOOP
     EXECUTE format('ALTER SEQUENCE public.%I RESTART', one.sequencename);
   END LOOP;
 END $$
