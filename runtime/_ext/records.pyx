@@ -1,7 +1,8 @@
 """Reading the records of a sync: what has the usual form without a call of Python's a record, and the rest not at all.
 
 What is usual: dicts with text keys, a type that this reader has read before, a short plain boot, whole numbers within
-bounds, a payload that is JSON as it is. Anything else is for `tinylcm.wire.record_from_json`, which says what is wrong with it.
+bounds, a payload that is JSON as it is. Anything else is for `tinylcm.wire.record_from_json`, which says what is wrong
+with it.
 """
 
 from cpython.dict cimport PyDict_GetItem
@@ -139,7 +140,8 @@ cdef class RecordReader:
         return found
 
     def rows(self, list named not None, Py_ssize_t start, long long last, str device not None, str stream not None,
-             special, str boot not None, long long anchor_ns, double anchor_s, double now_s, encode, list rows not None):
+             special, str boot not None, long long anchor_ns, double anchor_s, double now_s, encode,
+             list rows not None):
         """Make rows of what follows without a hole and has the usual form; stops at the first that has not.
 
         Args:
