@@ -26,13 +26,15 @@ TABLES: Final = {
     "inference": (
         "Inference",
         "`infer` beside the plain calls on a session of its own: copy the window in, run it as ONNX Runtime's "
-        "documentation says (`run_with_iobinding`), copy the scores out; `run alone` is that run. Microseconds, p50 "
-        "unless p99 is said. Sides take turns in short rounds, and "
+        "documentation says (`run_with_iobinding`), copy the scores out; `run alone` is that run; `over short` is "
+        "against the same calls with our backend's run. Microseconds, p50 unless p99 is said. Sides take turns in short "
+        "rounds, and "
         "`added` is the median of the differences of neighbouring rounds: a slow moment of the machine hits both; "
         "calls in which the scheduler gave the processor away are left out. `own` is what of a call is not the "
         "backend's run: load, decision, monitors, metrics, the prediction. Paced is 100 Hz: the machine has slept "
         "before each call",
     ),
+    "machine": ("An empty loop", "of Python, for the 99th percentiles above: what this machine does to any call"),
     "growth": ("Growth", "Python's memory blocks"),
     "engine": (
         "ONNX Runtime called from C",

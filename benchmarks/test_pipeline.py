@@ -82,10 +82,10 @@ def plain_run(pipeline: Pipeline) -> Callable[[], None]:
     return partial(backend._session.run_with_iobinding, backend._binding)
 
 
-def bare_of(pipeline: Pipeline, window: np.ndarray) -> Callable[[], object]:
-    """The plain calls on a backend of its own."""
+def bare_of(pipeline: Pipeline, window: np.ndarray, run: Callable[[], None] | None = None) -> Callable[[], object]:
+    """The plain calls on a backend of its own, by its documented run or another one."""
     tensor, scores = pipeline.backend.inputs[0].array[0], pipeline.backend.outputs[0].array
-    run = plain_run(pipeline)
+    run = plain_run(pipeline) if run is None else run
 
     def bare() -> object:
         tensor[...] = window
@@ -184,6 +184,7 @@ def record(benchmark: BenchmarkFixture, taken: Taken, peer: str, table: str) -> 
         infer_p99_us=round(float(p99), 1),
         bare_p99_us=round(float(bare_p99), 1),
         p99_ratio=round(float(p99 / bare_p99), 2),
+        over_short_us=round(taken.difference("ours", "short"), 1),
         own_us=round(float(np.median(own)), 2),
         own_p99_us=round(float(np.percentile(own, 99)), 2),
         run_alone_us=round(float(np.median(alone)), 1),
@@ -201,6 +202,7 @@ def test_infer_of_a_tiny_model(benchmark: BenchmarkFixture, tiny: Path, set_: st
     sides = {
         "ours": lambda: pipeline.infer(window),
         "bare": bare_of(peer, window),
+        "short": bare_of(peer, window, peer.backend.run),
         "alone": plain_run(peer),
     }
     record(benchmark, (hot if mode == "hot" else paced)(sides), f"{set_}, {mode}", "inference")
@@ -215,6 +217,7 @@ def test_infer_of_a_small_network(benchmark: BenchmarkFixture, network: Path, mo
     sides = {
         "ours": lambda: pipeline.infer(window),
         "bare": bare_of(peer, window),
+        "short": bare_of(peer, window, peer.backend.run),
         "alone": plain_run(peer),
     }
     record(benchmark, (hot if mode == "hot" else paced)(sides), f"1.5 M weights, four monitors, {mode}", "inference")
@@ -230,6 +233,7 @@ def test_infer_of_the_activity_model_with_its_five_monitors(
     sides = {
         "ours": lambda: monitored.infer(window),
         "bare": bare_of(peer, window),
+        "short": bare_of(peer, window, peer.backend.run),
         "alone": plain_run(peer),
     }
     record(benchmark, (hot if mode == "hot" else paced)(sides), f"five monitors, {mode}", "inference")
@@ -249,9 +253,26 @@ def test_stream_a_window_with_five_monitors(benchmark: BenchmarkFixture, monitor
         run()
         return scores.tolist()
 
-    sides = {"ours": lambda: next(stream), "bare": bare, "alone": run}
+    short = bare_of(peer, rows[10:110], peer.backend.run)
+    sides = {"ours": lambda: next(stream), "bare": bare, "short": short, "alone": run}
     record(benchmark, hot(sides), "a streamed window, hot", "inference")
     benchmark.pedantic(sides["ours"], rounds=5, iterations=50)  # type: ignore[no-untyped-call]
+
+
+def test_an_empty_loop(benchmark: BenchmarkFixture) -> None:
+    """What the machine does to any call of a few microseconds: a loop of Python that nothing can make slower."""
+
+    def loop() -> object:
+        for _ in range(150):
+            pass
+        return None
+
+    times = hot({"loop": loop}).of("loop")
+    p50, p99 = float(np.median(times)), float(np.percentile(times, 99))
+    benchmark.extra_info.update(
+        table="machine", peer="hot", p50_us=round(p50, 2), p99_us=round(p99, 2), p99_over_p50=round(p99 / p50, 2)
+    )
+    benchmark.pedantic(loop, rounds=5, iterations=50)  # type: ignore[no-untyped-call]
 
 
 def test_blocks_do_not_grow(benchmark: BenchmarkFixture, tiny: Path) -> None:
