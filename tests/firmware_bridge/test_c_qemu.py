@@ -65,6 +65,7 @@ def messages(events: list[Event], kind: int) -> list:
     return [event.message for event in events if isinstance(event, Received) and kind == event.message.TYPE]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["network", "forest", "converted"])
 def test_400_predictions_equal_the_oracles(elf: Path, tmp_path: Path, root: Path, kind: str) -> None:
     """Of the windows that lie within what was streamed; `converted` is the forest of examples/board_activity."""

@@ -113,6 +113,7 @@ def test_every_command_is_answered(elf: Path, tmp_path: Path) -> None:
         assert link.caps.boot != caps.boot and link.caps.reset == "asked for"
 
 
+@pytest.mark.long
 def test_the_boards_clock_is_followed(elf: Path, tmp_path: Path) -> None:
     with qemu(elf, tmp_path) as (_, url), open_link(url, time_interval_s=0.5) as link:
         answers = [event.answer for event in collect(link, 8) if isinstance(event, Answered)]
@@ -245,6 +246,7 @@ def test_a_board_killed_at_each_chunk_always_has_a_valid_model(elf: Path, tmp_pa
         assert link.caps.model.sha256 == second and link.caps.model.state == m.CONFIRMED
 
 
+@pytest.mark.long
 def test_a_trial_that_nobody_confirms_ends_with_the_model_before(elf: Path, tmp_path: Path) -> None:
     with qemu(elf, tmp_path, trial_s=2) as (_, url), open_link(url) as link:
         link.update(Transfer(FIRST, session=link.session), timeout_s=60)

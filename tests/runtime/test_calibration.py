@@ -70,6 +70,7 @@ def test_autocorrelated_streams_need_and_get_another_threshold() -> None:
     assert 0.4 * arl0 <= measured(right.value) <= 2.5 * arl0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("detector", ["Mahalanobis", "HotellingT2", "KNNDistance", "MMD", "BinnedKS", "FeatureDrift"])
 def test_detectors_of_rows_are_calibrated(detector: str) -> None:
     rows = RNG.normal(0, 1, (3000, 2))

@@ -575,6 +575,7 @@ for n in range(100_000):
 """
 
 
+@pytest.mark.long
 def test_no_durable_record_is_lost_when_the_writer_is_killed(tmp_path: Path) -> None:
     chance = random.Random(20)
     limits = JournalLimits(journal_bytes_max=1 << 20, events_bytes_max=512 << 10, segment_bytes_max=16 << 10)

@@ -91,6 +91,7 @@ def try_mutations(kind: str, seeds: range, tmp_path: Path) -> None:
             assert answer["windows"] == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["onnx", "tflite"])
 def test_mutated_models_end_in_the_child(kind: str, tmp_path: Path) -> None:
     try_mutations(kind, range(8), tmp_path)

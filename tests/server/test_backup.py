@@ -210,6 +210,7 @@ def test_a_blob_that_is_not_there_is_named(kit: Kit, tmp_path: Path) -> None:
     assert save(kit, tmp_path / "b.tar").missing == [gone]
 
 
+@pytest.mark.long
 def test_a_bucket_changes_hands_with_a_restore(weed: Weed, tmp_path: Path) -> None:
     url = weed.bucket(f"b-{uuid.uuid4().hex[:12]}")
     environment = {**weed.environment, "TINYSPHERE_S3": url}

@@ -21,6 +21,7 @@ def server(tmp_path: Path) -> Iterator[Sphere]:
         yield running
 
 
+@pytest.mark.long
 def test_data_scientists_and_engineers_work_over_http(server: Sphere, tmp_path: Path, activity: Path) -> None:
     keys = make_keys(tmp_path / "keys")
     run("trust", str(keys / "root.pub"), "--data", str(server.data))

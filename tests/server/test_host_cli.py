@@ -140,6 +140,7 @@ def test_a_schema_is_shown_taken_and_given_back_only_on_purpose(tmp_path: Path) 
     assert "nothing to do" not in run("migrate", "up", *data).stdout
 
 
+@pytest.mark.long
 def test_servers_on_one_postgresql_and_one_bucket_share_everything(
     tmp_path: Path, cluster: Cluster, weed: Weed, activity: Path
 ) -> None:

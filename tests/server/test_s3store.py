@@ -96,6 +96,7 @@ def test_mistakes_are_said_at_the_start(url: str, tmp_path: Path, monkeypatch: p
         S3Store(url, tmp_path / "spool", "i")
 
 
+@pytest.mark.long
 def test_a_store_that_is_away_costs_no_upload_and_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3store, "_TIMEOUT", urllib3.Timeout(connect=2.0, read=5.0))
     with Weed() as own:

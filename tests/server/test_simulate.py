@@ -56,6 +56,7 @@ def test_keys_are_kept_and_used_again(server: Sphere, join: str, tmp_path: Path)
     assert "p99" in shown and "5 devices" in shown
 
 
+@pytest.mark.long
 def test_a_server_that_is_killed_is_counted_and_what_it_lost_is_brought_again(
     join: str, server: Sphere, tmp_path: Path
 ) -> None:

@@ -137,6 +137,7 @@ def test_transactions_that_block_each_other_are_tried_again(pair: tuple[Kit, Kit
     assert [item["value"] for item in found] == ["2", "2"] and len(tries) == 3
 
 
+@pytest.mark.long
 def test_a_database_that_is_killed_costs_nothing_that_was_answered(tmp_path: Path) -> None:
     with Cluster() as cluster:
         cluster.sql("CREATE DATABASE fleet", "postgres")

@@ -112,6 +112,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(server, Signer.load(keys / "release.key"), keys, config, identity.device_id)
 
 
+@pytest.mark.long
 def test_a_board_s_whole_life_behind_a_device(world: World, tmp_path: Path) -> None:
     server = world.server
     activity = build_activity(EXAMPLES / "activity", world.keys, tmp_path / "activity.tlm")

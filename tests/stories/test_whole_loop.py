@@ -78,6 +78,7 @@ def test_a_person_sees_drift(tmp_path: Path, keys: Path, activity: Path) -> None
     assert deployment["states"] == {"confirmed": 1}
 
 
+@pytest.mark.long
 def test_a_server_killed_in_the_middle_of_syncs_loses_and_doubles_nothing(tmp_path: Path, keys: Path) -> None:
     """SIGKILL while requests are on their way, again and again; at the end every record is there once."""
     config = device_config(tmp_path / "device", timeout_s=2.0)
