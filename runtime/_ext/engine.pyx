@@ -47,13 +47,6 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
 
 
-cdef extern from *:
-    void prefetch "__builtin_prefetch" (const void* address) nogil
-
-cdef enum:
-    LINE_BYTES = 64
-
-
 cdef inline long long now_ns() noexcept nogil:
     """The clock of `time.perf_counter_ns`."""
     cdef timespec now
@@ -305,8 +298,6 @@ cdef class Watch:
     cdef Py_ssize_t _count
     cdef bint _fresh, _renewed, _judge
     cdef readonly bint needs_rows
-    cdef const char** _lines  # of memory that the members lie in
-    cdef Py_ssize_t _lines_count
 
     def __init__(self, list members not None, inputs, finish, bint judge, report, Py_ssize_t channels, Py_ssize_t hop):
         self._members = [member for member in members if isinstance(member, Member)]
@@ -319,36 +310,6 @@ cdef class Watch:
         self.needs_rows = any(
             (<Member>member).signal in (STUCK, FEATURES, ROWS_NEW, OTHER) for member in self._members
         )
-        self._find_lines()
-
-    def __dealloc__(self):
-        free(self._lines)
-
-    cdef int _find_lines(self) except -1:
-        cdef Member member
-        cdef Py_ssize_t place, size
-        found = []
-        for member in self._members:
-            for thing in (member, member.detector, member.evidence):
-                if thing is not None:
-                    size = type(thing).__basicsize__
-                    found += [<size_t><PyObject*>thing + place for place in range(0, size, LINE_BYTES)]
-        free(self._lines)
-        self._lines_count = 0
-        self._lines = <const char**>calloc(<size_t>max(len(found), 1), sizeof(char*))
-        if self._lines is NULL:
-            raise MemoryError("no memory for the monitors")
-        for place, address in enumerate(found):
-            self._lines[place] = <const char*><size_t>address
-        self._lines_count = len(found)
-        return 0
-
-    cdef inline void fetch(self) noexcept nogil:
-        """Have the processor fetch the members while the model runs: a device that slept since the last window has
-        none of them in its caches."""
-        cdef Py_ssize_t place
-        for place in range(self._lines_count):
-            prefetch(self._lines[place])
 
     def bind(self, rows, embedding, distance=None):
         """Say where the windows will lie: float32 `[samples, channels]`, the embedding `[d]` or None, and the distance
@@ -758,7 +719,6 @@ cdef class Engine:
 
     cdef Prediction _predict(self, Decider decider, long long start, Reader reader):
         cdef long long loaded = now_ns()
-        self._watch.fetch()
         self._run()
         return self._conclude(decider, start, loaded, now_ns(), reader)
 
