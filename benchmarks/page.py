@@ -27,8 +27,8 @@ TABLES: Final = {
         "Inference",
         "`infer` beside the plain calls on a session of its own: copy the window in, run it as ONNX Runtime's "
         "documentation says (`run_with_iobinding`), copy the scores out; `run alone` is that run; `over short` is "
-        "against the same calls with our backend's run. Microseconds, p50 unless p99 is said. Sides take turns in short "
-        "rounds, and "
+        "against the same calls with our backend's run. Microseconds, p50 unless p99 is said. Sides take turns in "
+        "short rounds, and "
         "`added` is the median of the differences of neighbouring rounds: a slow moment of the machine hits both; "
         "calls in which the scheduler gave the processor away are left out. `own` is what of a call is not the "
         "backend's run: load, decision, monitors, metrics, the prediction. Paced is 100 Hz: the machine has slept "
