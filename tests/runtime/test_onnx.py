@@ -7,12 +7,11 @@ import weakref
 
 import numpy as np
 import onnx
-import pytest
+from backend_cases import fail_on_one_window
 from models import linear_model
 from onnx import TensorProto, helper, numpy_helper
 from tinylcm.backends import BackendSpec, open_backend
 from tinylcm.backends import onnx as backends_onnx
-from tinylcm.errors import ModelError
 
 
 def lookup_model() -> bytes:
@@ -31,14 +30,7 @@ def lookup_model() -> bytes:
 
 
 def test_a_window_that_onnx_fails_on_is_a_model_error_and_the_next_one_runs() -> None:
-    backend = open_backend("onnx", lookup_model(), BackendSpec())
-    backend.inputs[0].array[...] = [[1, 99]]
-    with pytest.raises(ModelError, match="failed on this window") as refused:
-        backend.run()
-    assert "\n" not in str(refused.value)
-    backend.inputs[0].array[...] = [[1, 3]]
-    backend.run()
-    assert backend.outputs[0].array.tolist() == [[10, 30]]
+    fail_on_one_window(open_backend("onnx", lookup_model(), BackendSpec()), 10)
 
 
 def test_the_documented_call_serves_where_the_short_one_is_not_found() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import tflite_models
-from backend_cases import assert_close, play, refused_without, require, run_child, windows
+from backend_cases import assert_close, fail_on_one_window, play, refused_without, require, run_child, windows
 from hypothesis import given
 from hypothesis import strategies as st
 from tinylcm.backends import BackendSpec, open_backend
@@ -128,14 +128,7 @@ def test_a_tflite_model_that_the_engine_cannot_run_is_refused_in_one_line(tflite
 
 
 def test_a_window_that_tflite_fails_on_is_a_model_error_and_the_next_one_runs(tflite_engine: None) -> None:
-    backend = open_tflite("lookup")
-    backend.inputs[0].array[...] = [[1, 99]]
-    with pytest.raises(ModelError, match="failed on this window") as refused:
-        backend.run()
-    assert "\n" not in str(refused.value)
-    backend.inputs[0].array[...] = [[1, 3]]
-    backend.run()
-    assert backend.outputs[0].array.tolist() == [[20, 40]]
+    fail_on_one_window(open_tflite("lookup"), 20)
 
 
 def test_a_tflite_output_that_changes_its_shape_is_refused_and_not_repeated_to_fit(tflite_engine: None) -> None:

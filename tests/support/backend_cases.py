@@ -16,6 +16,7 @@ import pytest
 import tflite_models
 from numpy.typing import NDArray
 from tinylcm.backends import Backend, BackendSpec, open_backend
+from tinylcm.errors import ModelError
 
 Arrays = list[NDArray[Any]]
 
@@ -233,6 +234,17 @@ def assert_close(found: Arrays, expected: Arrays, quanta: int) -> None:
 
 def equal(found: Arrays, expected: Arrays) -> bool:
     return all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def fail_on_one_window(backend: Backend, good: float) -> None:
+    """A model that looks up rows of a table of four fails on an index beyond, in one line, and runs the next window."""
+    backend.inputs[0].array[...] = [[1, 99]]
+    with pytest.raises(ModelError, match="failed on this window") as refused:
+        backend.run()
+    assert "\n" not in str(refused.value)
+    backend.inputs[0].array[...] = [[1, 3]]
+    backend.run()
+    assert backend.outputs[0].array.tolist() == [[good, good + 20]]
 
 
 def run_child(code: str, **environment: str) -> str:
